@@ -1,0 +1,1 @@
+"""Training, evaluating and understanding looped transformers in JAX."""

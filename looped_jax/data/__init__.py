@@ -1,0 +1,1 @@
+"""From tasks and text to batches of token rows."""

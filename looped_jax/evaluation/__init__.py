@@ -1,0 +1,1 @@
+"""What a model knows: loss and exact match on held-out rows."""

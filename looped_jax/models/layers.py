@@ -1,0 +1,157 @@
+"""The pieces of a decoder layer: normalisation, position encoding, attention, MLP, and the layer.
+
+Shapes in names: B batch, T query length, S key length, D model, H heads, G key-value heads,
+K head size, F MLP width, V vocabulary. Parameters are float32 and carry logical axis names;
+`dtype` is the compute type.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from looped_jax.models.loop_plan import LoopPlan
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What a model is, hashable. Fields as in config.model; see looped_jax/config.py."""
+
+    plan: LoopPlan
+    vocab_size: int
+    max_length: int
+    d_model: int = 256
+    num_heads: int = 8
+    num_kv_heads: int = 8
+    d_ff: int = 1024
+    mlp: str = "gelu"
+    bias: bool = False
+    norm: str = "rmsnorm"
+    positions: str = "rope"
+    rope_theta: float = 10000.0
+    tied_output: bool = True
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    unroll: str = "auto"
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.num_heads
+
+    @classmethod
+    def from_config(cls, model: ConfigDict, *, vocab_size: int, max_length: int) -> "ModelConfig":
+        """Resolves config.model for data with this vocabulary and row length."""
+        fields = {**model.to_dict(), "max_length": max_length}
+        fields["plan"] = LoopPlan.parse(model.plan)
+        fields["vocab_size"] = model.vocab_size or 8 * -(-vocab_size // 8)
+        fields["num_kv_heads"] = model.num_kv_heads or model.num_heads
+        fields["dtype"] = jnp.dtype(model.dtype)
+        return cls(**fields)
+
+
+def partitioned(init: Callable[..., Array], *logical_axes: str) -> Callable[..., Array]:
+    """An initialiser whose parameter carries logical axis names."""
+    return nn.with_logical_partitioning(init, logical_axes)
+
+
+def norm(config: ModelConfig, name: str) -> Callable[[Array], Array]:
+    """The configured normalisation over D; statistics in float32."""
+    if config.norm == "none":
+        return lambda x_BTD: x_BTD
+    scale_init = partitioned(nn.initializers.ones_init(), "embed")
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(dtype=config.dtype, scale_init=scale_init, name=name)
+    bias_init = partitioned(nn.initializers.zeros_init(), "embed")
+    return nn.LayerNorm(dtype=config.dtype, scale_init=scale_init, bias_init=bias_init, name=name)
+
+
+def dense(
+    config: ModelConfig,
+    name: str,
+    features: int | tuple[int, ...],
+    axes: tuple[str, ...],
+    contracted: int = 1,
+) -> nn.DenseGeneral:
+    """A projection over the last ``contracted`` dimensions; ``axes`` name its kernel's."""
+    out_axes = axes[contracted:]
+    return nn.DenseGeneral(
+        features,
+        axis=tuple(range(-contracted, 0)),
+        use_bias=config.bias,
+        dtype=config.dtype,
+        kernel_init=partitioned(nn.initializers.lecun_normal(), *axes),
+        bias_init=partitioned(nn.initializers.zeros_init(), *out_axes),
+        name=name,
+    )
+
+
+def rope(x_BTHK: Array, positions_BT: Array, theta: float) -> Array:
+    """Rotary position embedding (Su et al. 2021), halves convention, computed in float32."""
+    half = x_BTHK.shape[-1] // 2
+    frequency_K = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle_BT1K = positions_BT[..., None, None].astype(jnp.float32) * frequency_K
+    cos, sin = jnp.cos(angle_BT1K), jnp.sin(angle_BT1K)
+    first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTHK.dtype)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention within segments; softmax in float32."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: Array, positions_BT: Array, mask_B1TT: Array) -> Array:
+        config = self.config
+        heads, groups, size = config.num_heads, config.num_kv_heads, config.head_dim
+        q_BTHK = dense(config, "query", (heads, size), ("embed", "heads", "head_dim"))(x_BTD)
+        k_BTGK = dense(config, "key", (groups, size), ("embed", "kv_heads", "head_dim"))(x_BTD)
+        v_BTGK = dense(config, "value", (groups, size), ("embed", "kv_heads", "head_dim"))(x_BTD)
+        if config.positions == "rope":
+            q_BTHK = rope(q_BTHK, positions_BT, config.rope_theta)
+            k_BTGK = rope(k_BTGK, positions_BT, config.rope_theta)
+        q_BTHK = nn.with_logical_constraint(
+            q_BTHK, ("batch", "length", "activation_heads", "head_dim")
+        )
+        out_BTHK = jax.nn.dot_product_attention(q_BTHK, k_BTGK, v_BTGK, mask=mask_B1TT)
+        axes = ("heads", "head_dim", "embed")
+        return dense(config, "output", config.d_model, axes, contracted=2)(out_BTHK)
+
+
+class MLP(nn.Module):
+    """GELU (tanh form) or ReLU MLP, or SwiGLU (three matrices)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: Array) -> Array:
+        config = self.config
+        hidden_BTF = dense(config, "up", config.d_ff, ("embed", "mlp"))(x_BTD)
+        if config.mlp == "swiglu":
+            gate_BTF = dense(config, "gate", config.d_ff, ("embed", "mlp"))(x_BTD)
+            hidden_BTF = nn.silu(gate_BTF) * hidden_BTF
+        else:
+            hidden_BTF = {"gelu": nn.gelu, "relu": nn.relu}[config.mlp](hidden_BTF)
+        hidden_BTF = nn.with_logical_constraint(hidden_BTF, ("batch", "length", "activation_mlp"))
+        return dense(config, "down", config.d_model, ("mlp", "embed"))(hidden_BTF)
+
+
+class Layer(nn.Module):
+    """One pre-norm decoder layer: x + attention(norm(x)), then x + MLP(norm(x))."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: Array, positions_BT: Array, mask_B1TT: Array) -> Array:
+        config = self.config
+        normed_BTD = norm(config, "attention_norm")(x_BTD)
+        x_BTD = x_BTD + Attention(config, name="attention")(normed_BTD, positions_BT, mask_B1TT)
+        x_BTD = x_BTD + MLP(config, name="mlp")(norm(config, "mlp_norm")(x_BTD))
+        return nn.with_logical_constraint(x_BTD, ("batch", "length", "activation_embed"))

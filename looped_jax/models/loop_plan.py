@@ -1,0 +1,76 @@
+"""LoopPlan: one string that says a looped transformer's whole depth structure.
+
+``12x2`` is 12 layers applied twice (12⊗2 in the paper, section 1); ``24x1`` an ordinary stack;
+``4x1,4x4,4x1`` loops only the middle (section 3.3): first and last four layers run once.
+"""
+
+import dataclasses
+import re
+
+from looped_jax.config import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """``layers`` distinct layers applied ``loops`` times with the same weights."""
+
+    layers: int
+    loops: int
+
+    def __str__(self) -> str:
+        return f"{self.layers}x{self.loops}"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopPlan:
+    """Segments in the order in which the residual stream passes through them."""
+
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "LoopPlan":
+        """Reads a plan; UserError names the segment at fault and what is wrong with it."""
+        if not text.strip():
+            raise UserError("plan is empty; write kxL segments, e.g. 12x2 or 4x1,4x4,4x1")
+        segments = []
+        for number, part in enumerate(text.split(","), start=1):
+            where = f"plan {text!r}, segment {number}"
+            match = re.fullmatch(r"\s*(\d+)[x⊗](\d+)\s*", part)
+            if match is None:
+                raise UserError(f"{where}: {part.strip()!r} is not LAYERSxLOOPS, e.g. 12x2")
+            layers, loops = int(match[1]), int(match[2])
+            if layers < 1 or loops < 1:
+                raise UserError(f"{where}: {part.strip()!r} needs at least one layer and one loop")
+            segments.append(Segment(layers, loops))
+        return cls(tuple(segments))
+
+    def __str__(self) -> str:
+        return ",".join(str(segment) for segment in self.segments)
+
+    @property
+    def distinct_layers(self) -> int:
+        """Layers that hold parameters."""
+        return sum(segment.layers for segment in self.segments)
+
+    @property
+    def effective_depth(self) -> int:
+        """Layers that a token passes through: D in the paper's scaling law."""
+        return sum(segment.layers * segment.loops for segment in self.segments)
+
+    def with_loops(self, loops: int | None) -> "LoopPlan":
+        """The plan with every looped segment (loops > 1) applied ``loops`` times instead.
+
+        None keeps the plan. UserError if no segment is looped or ``loops`` < 1.
+        """
+        if loops is None:
+            return self
+        if loops < 1:
+            raise UserError(f"loops={loops} must be at least 1")
+        if all(segment.loops == 1 for segment in self.segments):
+            raise UserError(f"plan {self} has no looped segment whose loops could be changed")
+        return LoopPlan(
+            tuple(
+                Segment(segment.layers, loops if segment.loops > 1 else 1)
+                for segment in self.segments
+            )
+        )

@@ -1,0 +1,175 @@
+"""LoopedTransformer: embed -> segments of a LoopPlan -> final norm -> output.
+
+A segment k⊗L is one `nn.scan` over L loops, whose body shares its parameters between loops,
+around one `nn.scan` over k layers, whose parameters are stacked. Trace and compile time
+therefore do not grow with k or L (unless `unroll` asks for it).
+
+Shapes in names: see models/layers.py.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from looped_jax.models.layers import Array, Layer, ModelConfig, norm, partitioned
+from looped_jax.models.loop_plan import Segment
+
+# XLA runs a while loop's body slower than the same operations laid out straight: on CPU by
+# 20-40% (docs/performance.md), where a compile of up to this many layers is also cheap.
+# Deeper models keep both scans rolled, so that compile time stays bounded.
+CPU_UNROLL_MAX_DEPTH = 12
+
+
+def unrolled_scans(config: ModelConfig, segment: Segment) -> tuple[bool, bool]:
+    """Whether the scan over layers and the scan over loops are laid out straight."""
+    mode = config.unroll
+    if mode == "auto":
+        on_cpu = jax.default_backend() == "cpu"
+        shallow = segment.layers * segment.loops <= CPU_UNROLL_MAX_DEPTH
+        mode = "full" if on_cpu and shallow else "none"
+    return mode in ("layers", "full"), mode == "full"
+
+
+def remat(config: ModelConfig, module: Any, at: str, prevent_cse: bool) -> Any:
+    """Wraps a module so that its inside is recomputed in the backward pass.
+
+    `layer` keeps only layer inputs, `loop` only the inputs of each loop, `dots` keeps matrix
+    products without batch dimensions and recomputes the element-wise work.
+    """
+    if config.remat == "dots" and at == "layer":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return nn.remat(module, prevent_cse=prevent_cse, policy=policy)
+    if config.remat == at:
+        return nn.remat(module, prevent_cse=prevent_cse)
+    return module
+
+
+class LayerStep(nn.Module):
+    """A Layer in the form that `nn.scan` takes: (carry, broadcast inputs) -> (carry, None)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: Array, positions_BT: Array, mask_B1TT: Array) -> tuple[Array, None]:
+        return Layer(self.config, name="layer")(x_BTD, positions_BT, mask_B1TT), None
+
+
+class LoopBody(nn.Module):
+    """One pass through a segment's k layers: the block f of the paper's f∘f∘…∘f.
+
+    What changes per loop (input injection, a loop embedding, an early exit) belongs here:
+    ``loop`` counts from 0.
+    """
+
+    config: ModelConfig
+    segment: Segment
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: Array, loop: Array, positions_BT: Array, mask_B1TT: Array
+    ) -> tuple[Array, None]:
+        del loop  # The paper's loops are all alike.
+        unroll, _ = unrolled_scans(self.config, self.segment)
+        layers = nn.scan(
+            # Inside a rolled scan XLA cannot merge the recomputation with the original.
+            remat(self.config, LayerStep, "layer", prevent_cse=unroll),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=self.segment.layers,
+            unroll=self.segment.layers if unroll else 1,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return layers(self.config, name="layers")(x_BTD, positions_BT, mask_B1TT)
+
+
+class LoopedTransformer(nn.Module):
+    """Decoder-only transformer whose depth structure is ``config.plan``."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: Array,
+        segment_ids_BT: Array | None = None,
+        positions_BT: Array | None = None,
+        *,
+        loops: int | None = None,
+    ) -> Array:
+        """Returns float32 logits_BTV.
+
+        Args:
+          tokens_BT: int32 token ids.
+          segment_ids_BT: int32 document number in a packed row; a token attends only within
+            its own document. None: each row is one document.
+          positions_BT: int32 position within the document. None: 0, 1, 2, …
+          loops: overrides the loop count of looped segments (static).
+        """
+        config = self.config
+        if positions_BT is None:
+            positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        mask_B1TT = attention_mask(tokens_BT.shape[1], segment_ids_BT)
+
+        embed = nn.Embed(
+            config.vocab_size,
+            config.d_model,
+            dtype=config.dtype,
+            embedding_init=partitioned(nn.initializers.normal(0.02), "vocab", "embed"),
+            name="embed",
+        )
+        x_BTD = embed(tokens_BT)
+        if config.positions == "learned":
+            table_TD = self.param(
+                "position_embedding",
+                partitioned(nn.initializers.normal(0.02), "positions", "embed"),
+                (config.max_length, config.d_model),
+            )
+            x_BTD = x_BTD + table_TD.astype(config.dtype)[positions_BT]
+        x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "activation_embed"))
+
+        for index, segment in enumerate(config.plan.with_loops(loops).segments):
+            run = looped_segment(config, segment, name=f"segment_{index}")
+            x_BTD, _ = run(x_BTD, jnp.arange(segment.loops), positions_BT, mask_B1TT)
+
+        x_BTD = norm(config, "final_norm")(x_BTD)
+        if config.tied_output:
+            logits_BTV = embed.attend(x_BTD)
+        else:
+            logits_BTV = nn.Dense(
+                config.vocab_size,
+                use_bias=False,
+                dtype=config.dtype,
+                kernel_init=partitioned(nn.initializers.lecun_normal(), "embed", "vocab"),
+                name="output",
+            )(x_BTD)
+        logits_BTV = nn.with_logical_constraint(
+            logits_BTV, ("batch", "length", "activation_vocab")
+        )
+        return logits_BTV.astype(jnp.float32)
+
+
+def looped_segment(config: ModelConfig, segment: Segment, name: str) -> nn.Module:
+    """k⊗L: `nn.scan` over loops; the same parameters are broadcast to every loop."""
+    _, unroll = unrolled_scans(config, segment)
+    body = functools.partial(
+        nn.scan,
+        variable_broadcast="params",
+        split_rngs={"params": False},
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        length=segment.loops,
+        unroll=segment.loops if unroll else 1,
+    )(remat(config, LoopBody, "loop", prevent_cse=unroll))
+    return body(config, segment, name=name)
+
+
+def attention_mask(length: int, segment_ids_BT: Array | None) -> Array:
+    """mask_B1TS: True where query t may attend to key s: s <= t and in the same document."""
+    mask_11TS = jnp.tril(jnp.ones((1, 1, length, length), dtype=bool))
+    if segment_ids_BT is None:
+        return mask_11TS
+    same_B1TS = segment_ids_BT[:, None, :, None] == segment_ids_BT[:, None, None, :]
+    return mask_11TS & same_B1TS
