@@ -1,0 +1,64 @@
+"""What every entry point shares: flags, `--config.KEY=VALUE` overrides, exit codes.
+
+Exit 0 on success, 2 on something the user can put right (one line on stderr), 1 on a fault
+(one line where it is an expected kind of fault, a traceback where it is a bug).
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from absl import flags
+from absl import logging as absl_logging
+
+from looped_jax.config import RunError, UserError
+
+
+def run(main: Callable[[dict[str, str]], None], argv: list[str] | None = None) -> None:
+    """Parses flags, calls ``main`` with the config overrides, exits with the code."""
+    # Progress, metrics and errors are ours to print; libraries' notices hide them.
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    try:
+        overrides, rest = split_overrides(list(sys.argv if argv is None else argv))
+        try:
+            extra = flags.FLAGS(rest)[1:]
+        except flags.Error as error:
+            raise UserError(" ".join(str(error).split())) from error
+        if extra:
+            raise UserError(f"unexpected argument {extra[0]!r}")
+        main(overrides)
+    except UserError as error:
+        _exit(f"error: {error}", 2)
+    except RunError as error:
+        _exit(f"error: {error}", 1)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nothing more to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        _exit("interrupted; the same command goes on from the last checkpoint", 128 + signal.SIGINT)
+
+
+def split_overrides(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Takes `--config.KEY=VALUE` (or `--config.KEY VALUE`) out of argv: (overrides, the rest)."""
+    overrides, rest = {}, []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not name.startswith(("--config.", "-config.")):
+            rest.append(argument)
+            continue
+        if not equals:
+            value = next(arguments, "")
+            if not value or value.startswith("--"):
+                raise UserError(f"{name} needs a value: {name}=VALUE")
+        overrides[name.lstrip("-").removeprefix("config.")] = value
+    return overrides, rest
+
+
+def _exit(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,153 @@
+"""From a config to batches: which rows train at step N, and which are evaluated.
+
+The batch of step N is a pure function of (config, N): synthetic tasks give rows N B … N B + B - 1,
+text gives the same places of a seeded order of its rows, reshuffled every epoch. The iterator's
+state is grain's and goes into the checkpoint.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import numpy as np
+from ml_collections import ConfigDict
+
+from looped_jax.config import UserError
+from looped_jax.data.rows import RowSource, Rows, answer_rows
+from looped_jax.data.tasks import get_task
+from looped_jax.data.tasks.base import SyntheticTask
+from looped_jax.data.text import BYTE_VOCAB_SIZE, PackedText, find_shards
+
+PREFETCHED_BATCHES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskRows:
+    """Row source over one split of a synthetic task."""
+
+    task: SyntheticTask
+    split: str
+    seed: int
+    length: int
+    running_targets: bool = False
+    num_rows: int | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.task.vocabulary.size
+
+    def rows(self, indices: np.ndarray) -> Rows:
+        """See data/rows.py."""
+        examples = self.task.examples(self.seed, self.split, indices)
+        running = examples.running_NS if self.running_targets else None
+        return answer_rows(examples.inputs_NS, examples.answers_NA, self.length, running)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """What the model must know of its data."""
+
+    length: int
+    vocab_size: int
+
+
+def data_spec(config: ConfigDict) -> DataSpec:
+    """Row length and vocabulary of a run, without reading any file.
+
+    UserError if an evaluation task has another vocabulary than the training task, or rows do
+    not fit in config.data.length.
+    """
+    if config.data.task == "text":
+        if not config.data.length:
+            raise UserError("config.data.length must be set for config.data.task='text'")
+        others = [name for name in config.eval.tasks if name != "text"]
+        if others:
+            raise UserError(f"config.eval.tasks: {others[0]} cannot be evaluated on a text model")
+        return DataSpec(config.data.length, BYTE_VOCAB_SIZE)
+    task = get_task(config.data.task)
+    if config.data.targets == "running" and not task.has_running_targets:
+        raise UserError(f"config.data.targets='running': task {task.name} has no running targets")
+    tasks = [task, *(get_task(name) for name in config.eval.tasks)]
+    for other in tasks:
+        if other.vocabulary.tokens != task.vocabulary.tokens:
+            raise UserError(
+                f"config.eval.tasks: {other.name} has another vocabulary than {task.name}"
+            )
+    needed = max(other.row_length for other in tasks)
+    if config.data.length and config.data.length < needed:
+        raise UserError(f"config.data.length={config.data.length} is less than {needed} tokens")
+    return DataSpec(config.data.length or needed, task.vocabulary.size)
+
+
+def make_source(config: ConfigDict, split: str, task_name: str = "") -> RowSource:
+    """The row source of a split: of the training task, or of another synthetic task."""
+    task_name = task_name or config.data.task
+    length = data_spec(config).length
+    if task_name == "text":
+        patterns = {"train": config.data.train_files, "validation": config.data.validation_files}
+        if split not in patterns:
+            raise UserError(f"text has no {split} split; it has {', '.join(patterns)}")
+        shards = find_shards(config.data.path, patterns[split])
+        return PackedText.from_shards(shards, length)
+    running = config.data.targets == "running"
+    return TaskRows(get_task(task_name), split, config.seed, length, running)
+
+
+def check_files(config: ConfigDict) -> None:
+    """UserError if text shards are missing: before anything is compiled or written."""
+    if config.data.task == "text":
+        find_shards(config.data.path, config.data.train_files)
+        find_shards(config.data.path, config.data.validation_files)
+
+
+class _Batches(grain.sources.RandomAccessDataSource):
+    """Batch number -> this process's rows of it."""
+
+    def __init__(self, source: RowSource, batch_size: int, seed: int, rows: slice):
+        self._source = source
+        self._batch_size = batch_size
+        self._local = np.arange(batch_size)[rows]
+        self._order: Callable[[int], int] = lambda index: index
+        if source.num_rows is not None:
+            self._order = grain.MapDataset.range(source.num_rows).seed(seed).shuffle().repeat()
+            self._order = self._order.__getitem__
+
+    def __len__(self) -> int:
+        return np.iinfo(np.int64).max // (2 * self._batch_size)  # No end.
+
+    def __getitem__(self, step: int) -> Rows:
+        places = step * self._batch_size + self._local
+        return self._source.rows(np.array([self._order(int(place)) for place in places]))
+
+
+def train_batches(
+    source: RowSource, config: ConfigDict, process: int = 0, processes: int = 1
+) -> grain.DatasetIterator:
+    """An endless iterator over batches of rows [B / processes, T], with get_state and set_state."""
+    share = config.train.batch_size // processes
+    rows = slice(process * share, (process + 1) * share)
+    batches = _Batches(source, config.train.batch_size, config.seed, rows)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED_BATCHES)
+    return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+
+
+def eval_batches(source: RowSource, examples: int, batch_size: int) -> list[Rows]:
+    """The first ``examples`` rows (or all there are), in batches of equal size.
+
+    The last batch is filled with rows of weight 0, whose `answer` is empty.
+    """
+    count = examples if source.num_rows is None else min(examples, source.num_rows)
+    batches = []
+    for start in range(0, count, batch_size):
+        indices = np.arange(start, min(start + batch_size, count))
+        rows = source.rows(indices)
+        missing = batch_size - len(indices)
+        batches.append({k: np.pad(v, ((0, missing), (0, 0))) for k, v in rows.items()})
+    return batches
+
+
+def state_to_json(iterator: grain.DatasetIterator) -> dict[str, Any]:
+    """The iterator's position, for a checkpoint."""
+    state = iterator.get_state()
+    return state if isinstance(state, dict) else {"state": state.decode()}
