@@ -149,5 +149,9 @@ def eval_batches(source: RowSource, examples: int, batch_size: int) -> list[Rows
 
 def state_to_json(iterator: grain.DatasetIterator) -> dict[str, Any]:
     """The iterator's position, for a checkpoint."""
-    state = iterator.get_state()
-    return state if isinstance(state, dict) else {"state": state.decode()}
+    return dict(iterator.get_state())
+
+
+def set_state_from_json(iterator: grain.DatasetIterator, state: dict[str, Any]) -> None:
+    """Puts the iterator where it was when ``state`` was taken."""
+    iterator.set_state(state)

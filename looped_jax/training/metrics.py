@@ -1,0 +1,67 @@
+"""Metrics of a run: `metrics.jsonl` (one object a line, with `step`) and TensorBoard events."""
+
+import json
+import os
+
+from etils import epath
+from tensorboardX import SummaryWriter
+
+from looped_jax.config import RunError
+
+
+def read_metrics(workdir: epath.Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl; a last line that was cut off is left out."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+class MetricsWriter:
+    """Appends to the metrics of a workdir.
+
+    A resumed run repeats the steps after its checkpoint, so what was written about them by the
+    run that died is removed first: afterwards the file is as if nothing had happened.
+    """
+
+    def __init__(self, workdir: epath.Path, resumed_step: int):
+        self._path = workdir / "metrics.jsonl"
+        self._evaluated: set[int] = set()
+        kept = [line for line in read_metrics(workdir) if line["step"] <= resumed_step]
+        for line in kept:
+            if any(name.startswith("eval/") for name in line):
+                self._evaluated.add(int(line["step"]))
+        whole = "".join(json.dumps(line) + "\n" for line in kept)
+        try:
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text(whole)
+            temporary.replace(self._path)
+            self._file = open(self._path, "a")
+        except OSError as error:
+            raise RunError(f"cannot write {self._path}: {error.strerror}") from error
+        self._events = SummaryWriter(str(workdir), purge_step=resumed_step + 1)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether an evaluation at this step has been written."""
+        return step in self._evaluated
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Writes named scalars of one step."""
+        if any(name.startswith("eval/") for name in scalars):
+            self._evaluated.add(step)
+        try:
+            self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RunError(f"cannot write {self._path}: {error.strerror}") from error
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Puts on disk what was written: before the checkpoint that makes it final."""
+        os.fsync(self._file.fileno())
+        self._events.flush()
+
+    def close(self) -> None:
+        """Ends both files."""
+        self._file.close()
+        self._events.close()

@@ -1,0 +1,87 @@
+"""One optimizer step: loss, exact gradient accumulation, update.
+
+The loss is the cross-entropy in float32, averaged over all weighted tokens of the batch,
+however it is divided over devices and accumulation parts.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from looped_jax.models.transformer import LoopedTransformer
+from looped_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def loss_sum(
+    model: LoopedTransformer, params: Any, batch: Batch, z_loss: float
+) -> tuple[jax.Array, jax.Array]:
+    """Sum over weighted tokens of (cross-entropy + z_loss * log(Z)^2), and of cross-entropy."""
+    logits_BTV = model.apply(
+        {"params": params}, batch["tokens"], batch["segment_ids"], batch["positions"]
+    )
+    weights_BT = batch["loss_weights"]
+    xent_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
+    xent = jnp.sum(xent_BT * weights_BT)
+    if not z_loss:
+        return xent, xent
+    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    return xent + z_loss * jnp.sum(weights_BT * log_z_BT**2), xent
+
+
+def split_batch(batch: Batch, parts: int) -> Batch:
+    """[B, T] -> [parts, B / parts, T]: part i takes every parts-th row, so that the rows of a
+    device stay on it."""
+    return jax.tree.map(
+        lambda x_BT: x_BT.reshape(-1, parts, *x_BT.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
+def loss_and_grads(
+    model: LoopedTransformer, params: Any, batch: Batch, z_loss: float = 0.0, parts: int = 1
+) -> tuple[jax.Array, Any]:
+    """Mean cross-entropy and the gradient of the whole loss, in ``parts`` passes over the batch."""
+    total = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
+
+    def part_loss(params: Any, part: Batch) -> tuple[jax.Array, jax.Array]:
+        loss, xent = loss_sum(model, params, part, z_loss)
+        return loss / total, xent / total
+
+    value_and_grad = jax.value_and_grad(part_loss, has_aux=True)
+    if parts == 1:
+        (_, xent), grads = value_and_grad(params, batch)
+        return xent, grads
+
+    def add(sums: tuple[jax.Array, Any], part: Batch) -> tuple[tuple[jax.Array, Any], None]:
+        (_, xent), grads = value_and_grad(params, part)
+        return jax.tree.map(jnp.add, sums, (xent, grads)), None
+
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    return jax.lax.scan(add, zeros, split_batch(batch, parts))[0]
+
+
+def make_train_step(
+    model: LoopedTransformer,
+    optimizer: optax.GradientTransformation,
+    z_loss: float = 0.0,
+    parts: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The function (state, batch) -> (next state, scalars of this step), to be jitted."""
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        loss, grads = loss_and_grads(model, state.params, batch, z_loss, parts)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        next_state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            optimizer=optimizer_state,
+        )
+        return next_state, metrics
+
+    return train_step
