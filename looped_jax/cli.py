@@ -13,7 +13,7 @@ from collections.abc import Callable
 from absl import flags
 from absl import logging as absl_logging
 
-from looped_jax.config import RunError, UserError
+from looped_jax.config import Preempted, RunError, UserError
 
 
 def run(main: Callable[[dict[str, str]], None], argv: list[str] | None = None) -> None:
@@ -34,6 +34,8 @@ def run(main: Callable[[dict[str, str]], None], argv: list[str] | None = None) -
         _exit(f"error: {error}", 2)
     except RunError as error:
         _exit(f"error: {error}", 1)
+    except Preempted as message:
+        _exit(str(message), 0)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,7 +12,7 @@ import json
 import pathlib
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,6 +26,10 @@ class UserError(Exception):
 
 class RunError(Exception):
     """A run that cannot go on (a fault). Entry points print it as one line and exit 1."""
+
+
+class Preempted(Exception):
+    """A run that was asked to stop and has saved itself. Entry points print it and exit 0."""
 
 
 # Logical axis name -> mesh axis (or a tuple of them, or None for replicated).
@@ -124,10 +128,11 @@ def default_config() -> ConfigDict:
             batch_size=0,  # 0: train.batch_size.
         )
     )
-    # Runs trained in turn by one command: ((name, {key: value}), ...); empty: one run.
+    # Runs trained in turn by one command: ((name, ((key, value), ...)), ...); empty: one run.
     config.variants = ()
-    # One sentence template and plot for the comparison of variants, see analysis/compare.py.
-    config.comparison = ConfigDict(dict(metric="", claim=""))
+    # How they are compared: a metric, and the variants that play the paper's three roles, see
+    # analysis/compare.py.
+    config.comparison = ConfigDict(dict(metric="", base="", looped="", iso_flop=""))
     return config
 
 
@@ -218,6 +223,17 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             "config.mesh.sequence is reserved: sequence parallelism is not available yet, set 1"
         )
+    names = [name for name, _ in config.variants]
+    if len(set(names)) != len(names):
+        raise UserError("config.variants: two variants have the same name")
+    if config.variants and not config.comparison.metric:
+        raise UserError("config.variants needs config.comparison.metric, e.g. eval/text/loss")
+    for role in ("base", "looped", "iso_flop"):
+        if config.comparison[role] and config.comparison[role] not in names:
+            raise UserError(
+                f"config.comparison.{role}={config.comparison[role]!r} is not a variant: "
+                + ", ".join(names)
+            )
     for name, overrides in config.variants:
         validate(variant_config(config, name, overrides))
 
@@ -282,14 +298,17 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
         set_key(config, key, parse_value(text, known.get(key, "")))
 
 
-def variant_config(config: ConfigDict, name: str, overrides: Mapping[str, Any]) -> ConfigDict:
+def variant_config(
+    config: ConfigDict, name: str, overrides: Sequence[tuple[str, Any]]
+) -> ConfigDict:
     """Returns the config of one of ``config.variants``: the base with its overrides."""
     variant = ConfigDict(config.to_dict())
     variant.variants = ()
+    variant.comparison = default_config().comparison
     variant.name = f"{config.name}/{name}"
-    for key, value in overrides.items():
+    for key, value in overrides:
         set_key(variant, key, value)
-    return variant
+    return variant.lock()
 
 
 def load_experiment(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 from ml_collections import ConfigDict
 
 from looped_jax.models.loop_plan import LoopPlan
@@ -55,9 +56,21 @@ class ModelConfig:
         return cls(**fields)
 
 
-def partitioned(init: Callable[..., Array], *logical_axes: str) -> Callable[..., Array]:
+@struct.dataclass
+class NamedAxes(nn.LogicallyPartitioned):
+    """A parameter with its logical axis names.
+
+    Flax's own box constrains the sharding whenever it is opened, also where DenseGeneral holds a
+    kernel flattened and the names do not fit. Shardings are set from outside here.
+    """
+
+    def unbox(self, apply_constraint: bool = True) -> Any:
+        return super().unbox(apply_constraint=False)
+
+
+def partitioned(init: Callable[..., Array], *logical_axes: str) -> Callable[..., NamedAxes]:
     """An initialiser whose parameter carries logical axis names."""
-    return nn.with_logical_partitioning(init, logical_axes)
+    return lambda *args: NamedAxes(init(*args), logical_axes)
 
 
 def norm(config: ModelConfig, name: str) -> Callable[[Array], Array]:

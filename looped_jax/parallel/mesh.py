@@ -7,11 +7,12 @@ config.mesh.rules maps logical names to mesh axes.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -53,6 +54,11 @@ def make_mesh(config: ConfigDict) -> Mesh:
             f"{config.train.grad_accumulation} part(s) gives {rows} rows, which do not divide "
             f"over data x fsdp = {shards}"
         )
+    if config.eval.batch_size % shards:
+        raise UserError(
+            f"config.eval.batch_size={config.eval.batch_size} does not divide over "
+            f"data x fsdp = {shards}"
+        )
     return jax.make_mesh(
         tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count]
     )
@@ -68,6 +74,15 @@ def mesh_context(mesh: Mesh, rules: tuple[tuple[str, Any], ...]) -> Iterator[Non
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows split over the batch axes, everything else replicated."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def put_batch(rows: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch as arrays of the whole batch, sharded."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in rows.items()
+    }
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

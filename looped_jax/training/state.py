@@ -11,7 +11,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from looped_jax.models.transformer import LoopedTransformer
-from looped_jax.parallel.mesh import mesh_context, parameter_shardings, replicated, state_shardings
+from looped_jax.parallel.mesh import parameter_shardings, replicated, state_shardings
 
 
 @struct.dataclass
@@ -71,10 +71,8 @@ def init_state(
     optimizer: optax.GradientTransformation,
     seed: int,
     layout: StateLayout,
-    mesh: Mesh,
-    rules: Any,
 ) -> TrainState:
     """A fresh state, each device computing its own shards; the values follow from ``seed``."""
-    make = jax.jit(lambda: _fresh(model, optimizer, seed)[0], out_shardings=layout.shardings)
-    with mesh_context(mesh, rules):
-        return make()
+    return jax.jit(
+        lambda: _fresh(model, optimizer, seed)[0], out_shardings=layout.shardings
+    )()

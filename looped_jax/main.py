@@ -1,0 +1,68 @@
+"""Trains what an experiment file describes.
+
+python -m looped_jax.main --config=experiments/quickstart.py
+python -m looped_jax.main --config=experiments/pile_12x2.py --workdir=DIR --config.train.steps=100
+
+The same command again goes on where the run stopped.
+"""
+
+import jax
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict
+
+from looped_jax import cli
+from looped_jax.config import UserError, load_experiment, variant_config
+from looped_jax.models.flops import train_flops
+from looped_jax.training.trainer import Job, claim_workdir, prepare, train
+
+_CONFIG = flags.DEFINE_string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives; default runs/<experiment>.")
+
+
+def main(overrides: dict[str, str]) -> None:
+    """Trains the config, or each of its variants in turn and then compares them."""
+    if not _CONFIG.value:
+        raise UserError("say --config=FILE, e.g. --config=experiments/quickstart.py")
+    config = load_experiment(_CONFIG.value, overrides)
+    workdir = epath.Path(_WORKDIR.value or f"runs/{config.name}")
+    if not config.variants:
+        train(prepare(config), workdir)
+        print(f"done: {workdir}")
+        return
+    # Everything is checked before the first variant starts.
+    jobs = {
+        name: prepare(variant_config(config, name, changes)) for name, changes in config.variants
+    }
+    claim_workdir(config, workdir)
+    for name, job in jobs.items():
+        train(job, workdir / name)
+    if jax.process_index() == 0:
+        report(config, jobs, workdir)
+
+
+def report(config: ConfigDict, jobs: dict[str, Job], workdir: epath.Path) -> None:
+    """Prints and saves how the variants compare."""
+    from looped_jax.analysis import compare  # Matplotlib, only when something is drawn.
+
+    comparison = config.comparison
+    runs = []
+    for name, job in jobs.items():
+        model = job.model.config
+        steps, values = compare.read_curve(workdir / name, comparison.metric)
+        flops = train_flops(model, job.config.train.batch_size, model.max_length)
+        runs.append(
+            compare.Run(name, model.plan, job.layout.parameter_count, flops, steps, values)
+        )
+    print()
+    print(compare.table(runs, comparison.metric))
+    (workdir / "comparison.csv").write_text(compare.to_csv(runs, comparison.metric))
+    compare.plot(runs, comparison.metric, config.name, workdir / "comparison.png")
+    if comparison.looped:
+        print()
+        print(compare.sentence(runs, comparison))
+    print(f"\nplot: {workdir / 'comparison.png'}   numbers: {workdir / 'comparison.csv'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

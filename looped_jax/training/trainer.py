@@ -1,0 +1,285 @@
+"""The training run: check everything, restore or start, step, log, evaluate, save.
+
+`prepare` finds whatever is wrong with a config before anything is written; `train` runs it in
+a workdir. Order of what happens at a step: update, log, evaluate, checkpoint. A checkpoint is
+therefore a point at which everything before it is on disk, and a run resumed from it repeats
+exactly what the run that died would have done.
+"""
+
+import dataclasses
+import math
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+import jax
+import optax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from looped_jax import config as config_lib
+from looped_jax.config import Preempted, RunError, UserError
+from looped_jax.data.pipeline import check_files, data_spec, make_source, train_batches
+from looped_jax.evaluation.held_out import Evaluator, HeldOut
+from looped_jax.models.flops import train_flops
+from looped_jax.models.layers import ModelConfig
+from looped_jax.models.transformer import LoopedTransformer
+from looped_jax.parallel.mesh import make_mesh, mesh_context, put_batch
+from looped_jax.parallel.peak_flops import peak_flops
+from looped_jax.training.checkpoint import Checkpointer, restore
+from looped_jax.training.metrics import MetricsWriter
+from looped_jax.training.optimizer import make_optimizer
+from looped_jax.training.state import StateLayout, TrainState, init_state, state_layout
+from looped_jax.training.train_step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A config made concrete on these devices; nothing allocated, nothing written."""
+
+    config: ConfigDict
+    model: LoopedTransformer
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    layout: StateLayout
+
+    @property
+    def rules(self) -> Any:
+        return self.config.mesh.rules
+
+
+def prepare(config: ConfigDict) -> Job:
+    """Builds all that a run needs; UserError for whatever cannot work."""
+    check_files(config)
+    spec = data_spec(config)
+    model = LoopedTransformer(
+        ModelConfig.from_config(config.model, vocab_size=spec.vocab_size, max_length=spec.length)
+    )
+    mesh = make_mesh(config)
+    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    layout = state_layout(model, optimizer, mesh, config.mesh.rules)
+    return Job(config, model, optimizer, mesh, layout)
+
+
+def claim_workdir(config: ConfigDict, workdir: epath.Path) -> None:
+    """Writes config.json; UserError if the workdir belongs to another config or to another use."""
+    path = workdir / "config.json"
+    if path.exists():
+        try:
+            there = config_lib.from_json(path.read_text())
+        except (ValueError, UserError) as error:
+            raise UserError(f"{path} is not a config of this version ({error})") from error
+        if differences := config_lib.differences(config, there):
+            raise UserError(
+                f"workdir {workdir} holds a run of another config ({'; '.join(differences)}); "
+                "choose another --workdir"
+            )
+    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UserError(f"workdir {workdir} exists and is not a run; choose another --workdir")
+    if jax.process_index() == 0:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            temporary = workdir / "config.json.tmp"
+            temporary.write_text(config_lib.to_json(config))
+            temporary.replace(path)
+        except OSError as error:
+            raise UserError(f"cannot write in workdir {workdir}: {error.strerror}") from error
+
+
+def held_out_sets(config: ConfigDict, split: str = "validation") -> list[HeldOut]:
+    """The evaluations of a config."""
+    batch_size = config.eval.batch_size or config.train.batch_size
+    return [
+        HeldOut.from_source(
+            name,
+            make_source(config, split, name),
+            config.eval.examples,
+            batch_size,
+            jax.process_index(),
+            jax.process_count(),
+        )
+        for name in (config.eval.tasks or (config.data.task,))
+    ]
+
+
+class StopSignal:
+    """Remembers a SIGTERM, so that the step under way can be finished and saved."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous = signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, _: int, __: FrameType | None) -> None:
+        self.received = True
+
+    def restore_handler(self) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+
+def train(job: Job, workdir: epath.Path) -> None:
+    """Trains to config.train.steps, from the workdir's newest checkpoint if it has one.
+
+    UserError for another config's workdir; RunError for a non-finite loss or a failed save;
+    Preempted after SIGTERM, when everything is saved.
+    """
+    stop = StopSignal()
+    claim_workdir(job.config, workdir)
+    try:
+        with Checkpointer(workdir, job.config.checkpoint.keep) as checkpointer:
+            _Run(job, workdir, checkpointer, stop).go()
+    finally:
+        stop.restore_handler()
+
+
+class _Run:
+    def __init__(
+        self, job: Job, workdir: epath.Path, checkpointer: Checkpointer, stop: StopSignal
+    ):
+        self.job, self.config, self.workdir = job, job.config, workdir
+        self.checkpointer, self.stop = checkpointer, stop
+        source = make_source(self.config, "train")
+        self.batches = train_batches(
+            source, self.config, jax.process_index(), jax.process_count()
+        )
+        self.state = self._first_state()
+        self.step = int(self.state.step)
+        self.held_out = held_out_sets(self.config)
+        self.metrics = MetricsWriter(workdir, self.step)
+        self.evaluate = Evaluator(job.model, job.mesh, job.rules)
+        train = self.config.train
+        self.train_step = jax.jit(
+            make_train_step(job.model, job.optimizer, train.z_loss, train.grad_accumulation),
+            donate_argnums=0,
+            out_shardings=(job.layout.shardings, None),
+        )
+        spec = data_spec(self.config)
+        self.tokens = train.batch_size * spec.length
+        self.flops = train_flops(job.model.config, train.batch_size, spec.length)
+        self.peak = peak_flops(job.mesh.devices.flat[0]) * job.mesh.size
+
+    def _first_state(self) -> TrainState:
+        latest = self.checkpointer.latest()
+        if latest is not None:
+            return self.checkpointer.restore(latest, self.job.layout, self.batches)
+        if self.config.train.start_from:
+            path = epath.Path(self.config.train.start_from)
+            return restore(path, self.job.layout, self.batches)
+        job = self.job
+        return init_state(job.model, job.optimizer, self.config.seed, job.layout)
+
+    def go(self) -> None:
+        interactive = sys.stderr.isatty()
+        bar = tqdm(
+            total=self.config.train.steps,
+            initial=self.step,
+            desc=f"{self.config.name} {self.config.model.plan}",
+            unit="step",
+            mininterval=0.5 if interactive else 15.0,
+            dynamic_ncols=interactive,
+            disable=jax.process_index() != 0,
+        )
+        try:
+            with bar, mesh_context(self.job.mesh, self.job.rules):
+                self._evaluate_if_due()  # If the run was stopped just before.
+                self._loop(bar)
+        finally:
+            self.metrics.close()
+
+    def _loop(self, bar: tqdm) -> None:
+        every = self.config.train.log_every
+        # Where the clock of perf/* started: (step, time). Compiling is left out of it.
+        clock: tuple[int, float] | None = None
+        before: dict[str, jax.Array] | None = None
+        while self.step < self.config.train.steps:
+            if self.stop.received:
+                self._leave()
+            batch = put_batch(next(self.batches), self.job.mesh)
+            self.state, scalars = self.train_step(self.state, batch)
+            # Looked at one step late, so that the device always has the next step at hand.
+            if before is not None:
+                self._check_finite(self.step, before)
+            before = scalars
+            self.step += 1
+            bar.update()
+            if clock is None:
+                jax.block_until_ready(scalars)
+                clock = (self.step, time.perf_counter())
+            if self.step % every == 0 or self.step == self.config.train.steps:
+                self._check_finite(self.step, scalars)
+                self._log(scalars, clock, bar)
+                clock = (self.step, time.perf_counter())
+            if self._evaluate_if_due() | self._save_if_due(scalars):
+                clock = (self.step, time.perf_counter())
+        self.checkpointer.wait()
+
+    def _log(
+        self, scalars: dict[str, jax.Array], clock: tuple[int, float], bar: tqdm
+    ) -> None:
+        line = {f"train/{name}": float(value) for name, value in scalars.items()}
+        shown = {"loss": f"{line['train/loss']:.4f}"}
+        since_step, since = clock
+        if self.step > since_step:
+            steps_per_second = (self.step - since_step) / (time.perf_counter() - since)
+            line["perf/tokens_per_second"] = steps_per_second * self.tokens
+            line["perf/mfu"] = steps_per_second * self.flops / self.peak
+            shown["tokens/s"] = f"{line['perf/tokens_per_second']:,.0f}"
+        self._write(line)
+        bar.set_postfix(shown, refresh=False)
+
+    def _evaluate_if_due(self) -> bool:
+        due = self.step > 0 and (
+            self.step % self.config.eval.every == 0 or self.step == self.config.train.steps
+        )
+        # After SIGTERM there is no time for it: the resumed run does it first.
+        if not due or self.metrics.evaluated(self.step) or self.stop.received:
+            return False
+        line: dict[str, float] = {}
+        for held_out in self.held_out:
+            line |= self.evaluate(self.state.params, held_out)
+        self._write(line)
+        return True
+
+    def _save_if_due(self, scalars: dict[str, jax.Array]) -> bool:
+        if self.step % self.config.checkpoint.every and self.step != self.config.train.steps:
+            return False
+        self._check_finite(self.step, scalars)
+        self._save()
+        return True
+
+    def _save(self) -> None:
+        self.metrics.sync()
+        self.checkpointer.save(self.step, self.state, self.batches, self.config.to_dict())
+
+    def _leave(self) -> None:
+        if self.step and self.checkpointer.latest() != self.step:
+            self._save()
+            self.checkpointer.wait()
+        raise Preempted(
+            f"stopped by SIGTERM at step {self.step}, saved in {self.workdir}; the same command "
+            "goes on from there"
+        )
+
+    def _check_finite(self, step: int, scalars: dict[str, jax.Array]) -> None:
+        for name, value in scalars.items():
+            if not math.isfinite(float(value)):
+                self.checkpointer.wait()
+                latest = self.checkpointer.latest()
+                how = (
+                    ""
+                    if latest is None
+                    else f" and --config.train.start_from="
+                    f"{self.checkpointer.directory / str(latest)}"
+                )
+                raise RunError(
+                    f"{name} is {float(value)} at step {step}; "
+                    f"{self.checkpointer.describe_latest()}. To go on: another --workdir with a "
+                    f"lower --config.optimizer.learning_rate or --config.optimizer.clip_norm{how}"
+                )
+
+    def _write(self, line: dict[str, float]) -> None:
+        if jax.process_index() == 0:
+            self.metrics.write(self.step, line)
