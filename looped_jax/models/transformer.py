@@ -118,17 +118,21 @@ class LoopedTransformer(nn.Module):
             config.vocab_size,
             config.d_model,
             dtype=config.dtype,
-            embedding_init=partitioned(nn.initializers.normal(0.02), "vocab", "embed"),
+            embedding_init=partitioned(nn.initializers.normal(config.d_model**-0.5), "vocab", "embed"),
             name="embed",
         )
         x_BTD = embed(tokens_BT)
         if config.positions == "learned":
             table_TD = self.param(
                 "position_embedding",
-                partitioned(nn.initializers.normal(0.02), "positions", "embed"),
+                partitioned(nn.initializers.normal(config.d_model**-0.5), "positions", "embed"),
                 (config.max_length, config.d_model),
             )
             x_BTD = x_BTD + table_TD.astype(config.dtype)[positions_BT]
+        # As in Vaswani et al. 2017, section 3.4: the residual stream starts at unit scale, or what
+        # the first pass adds would bury the token, which a looped block must still read later;
+        # the logits of a tied output are of unit scale too.
+        x_BTD = x_BTD * jnp.asarray(config.d_model**0.5, config.dtype)
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "activation_embed"))
 
         for index, segment in enumerate(config.plan.with_loops(loops).segments):
