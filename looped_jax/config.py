@@ -320,7 +320,9 @@ def load_experiment(spec: str, overrides: Mapping[str, str] | None = None) -> Co
     path_text, _, argument = spec.partition(":")
     path = pathlib.Path(path_text)
     if not path.is_file():
-        siblings = [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
+        siblings = (
+            [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
+        )
         raise UserError(f"no experiment file {path_text}" + _nearest(path_text, siblings))
     get_config = _load_module(path).__dict__.get("get_config")
     if get_config is None:
@@ -391,5 +393,3 @@ def _nearest(name: str, known: Any) -> str:
         leaf = name.rsplit(".", 1)[-1]
         matches = [str(k) for k in known if str(k).rsplit(".", 1)[-1] == leaf][:1]
     return f"; did you mean {matches[0]!r}?" if matches else ""
-
-

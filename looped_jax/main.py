@@ -51,9 +51,7 @@ def report(config: ConfigDict, jobs: dict[str, Job], workdir: epath.Path) -> Non
         model = job.model.config
         steps, values = compare.read_curve(workdir / name, comparison.metric)
         flops = train_flops(model, job.config.train.batch_size, model.max_length)
-        runs.append(
-            compare.Run(name, model.plan, job.layout.parameter_count, flops, steps, values)
-        )
+        runs.append(compare.Run(name, model.plan, job.layout.parameter_count, flops, steps, values))
     print()
     print(compare.table(runs, comparison.metric))
     (workdir / "comparison.csv").write_text(compare.to_csv(runs, comparison.metric))

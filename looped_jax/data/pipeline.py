@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from looped_jax.config import UserError
-from looped_jax.data.rows import RowSource, Rows, answer_rows
+from looped_jax.data.rows import Rows, RowSource, answer_rows
 from looped_jax.data.tasks import get_task
 from looped_jax.data.tasks.base import SyntheticTask
 from looped_jax.data.text import BYTE_VOCAB_SIZE, PackedText, find_shards
@@ -110,8 +110,8 @@ class _Batches(grain.sources.RandomAccessDataSource):
         self._local = np.arange(batch_size)[rows]
         self._order: Callable[[int], int] = lambda index: index
         if source.num_rows is not None:
-            self._order = grain.MapDataset.range(source.num_rows).seed(seed).shuffle().repeat()
-            self._order = self._order.__getitem__
+            shuffled = grain.MapDataset.range(source.num_rows).seed(seed).shuffle().repeat()
+            self._order = shuffled.__getitem__
 
     def __len__(self) -> int:
         return np.iinfo(np.int64).max // (2 * self._batch_size)  # No end.

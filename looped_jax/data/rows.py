@@ -20,11 +20,22 @@ FIRST_FREE_ID = 3
 
 
 class RowSource(Protocol):
-    """Random access to rows; `num_rows` is None where the source never ends."""
+    """Random access to rows."""
 
-    num_rows: int | None
-    length: int
-    vocab_size: int
+    @property
+    def num_rows(self) -> int | None:
+        """Number of rows; None where the source never ends."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """T, tokens per row."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """V, ids in use."""
+        ...
 
     def rows(self, indices: np.ndarray) -> Rows:
         """Returns the rows with these indices: a pure function of the source and them."""

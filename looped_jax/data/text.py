@@ -32,8 +32,11 @@ def byte_tokens(text: str) -> np.ndarray:
 def decode_bytes(tokens: np.ndarray) -> str:
     """Inverse of byte_tokens; PAD, BOS and EOS have no text."""
     tokens = np.asarray(tokens)
-    return (tokens[tokens >= FIRST_FREE_ID] - FIRST_FREE_ID).astype(np.uint8).tobytes().decode(
-        "utf-8", errors="replace"
+    return (
+        (tokens[tokens >= FIRST_FREE_ID] - FIRST_FREE_ID)
+        .astype(np.uint8)
+        .tobytes()
+        .decode("utf-8", errors="replace")
     )
 
 

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from looped_jax.data.pipeline import eval_batches
 from looped_jax.data.rows import FIRST_FREE_ID, Rows, RowSource
-from looped_jax.models.transformer import LoopedTransformer
+from looped_jax.models.transformer import LoopedTransformer, batch_logits
 from looped_jax.parallel.mesh import mesh_context, put_batch
 
 
@@ -25,13 +25,7 @@ def row_sums(
     model: LoopedTransformer, params: Any, batch: dict[str, jax.Array], loops: int | None
 ) -> dict[str, jax.Array]:
     """Sums over a batch: cross-entropy and weight, rows with an answer and rows right, bytes."""
-    logits_BTV = model.apply(
-        {"params": params},
-        batch["tokens"],
-        batch["segment_ids"],
-        batch["positions"],
-        loops=loops,
-    )
+    logits_BTV = batch_logits(model, params, batch, loops)
     xent_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
     right_BT = jnp.argmax(logits_BTV, axis=-1) == batch["targets"]
     asked_B = jnp.any(batch["answer"], axis=1)

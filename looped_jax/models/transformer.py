@@ -8,6 +8,7 @@ Shapes in names: see models/layers.py.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -118,7 +119,9 @@ class LoopedTransformer(nn.Module):
             config.vocab_size,
             config.d_model,
             dtype=config.dtype,
-            embedding_init=partitioned(nn.initializers.normal(config.d_model**-0.5), "vocab", "embed"),
+            embedding_init=partitioned(
+                nn.initializers.normal(config.d_model**-0.5), "vocab", "embed"
+            ),
             name="embed",
         )
         x_BTD = embed(tokens_BT)
@@ -150,10 +153,22 @@ class LoopedTransformer(nn.Module):
                 kernel_init=partitioned(nn.initializers.lecun_normal(), "embed", "vocab"),
                 name="output",
             )(x_BTD)
-        logits_BTV = nn.with_logical_constraint(
-            logits_BTV, ("batch", "length", "activation_vocab")
-        )
+        logits_BTV = nn.with_logical_constraint(logits_BTV, ("batch", "length", "activation_vocab"))
         return logits_BTV.astype(jnp.float32)
+
+
+def batch_logits(
+    model: LoopedTransformer, params: Any, batch: Mapping[str, Array], loops: int | None = None
+) -> Array:
+    """logits_BTV of a batch of rows (data/rows.py)."""
+    logits_BTV: Any = model.apply(
+        {"params": params},
+        batch["tokens"],
+        batch["segment_ids"],
+        batch["positions"],
+        loops=loops,
+    )
+    return logits_BTV
 
 
 def looped_segment(config: ModelConfig, segment: Segment, name: str) -> nn.Module:

@@ -60,7 +60,10 @@ def make_mesh(config: ConfigDict) -> Mesh:
             f"data x fsdp = {shards}"
         )
     return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count]
+        tuple(sizes.values()),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
+        devices=devices[:count],
     )
 
 

@@ -54,8 +54,10 @@ class Checkpointer:
     def describe_latest(self) -> str:
         """For messages: where the newest complete checkpoint is."""
         step = self.latest()
-        return "there is no checkpoint yet" if step is None else (
-            f"the last good checkpoint is {self.directory / str(step)}"
+        return (
+            "there is no checkpoint yet"
+            if step is None
+            else (f"the last good checkpoint is {self.directory / str(step)}")
         )
 
     def save(
@@ -94,11 +96,16 @@ class Checkpointer:
             f"{self.describe_latest()}; make room and start the same command again"
         )
 
-    def restore(
-        self, step: int, layout: StateLayout, batches: grain.DatasetIterator
-    ) -> TrainState:
+    def restore(self, step: int, layout: StateLayout, batches: grain.DatasetIterator) -> TrainState:
         """The state saved at ``step`` on this mesh; sets ``batches`` to its position."""
         return restore(self.directory / str(step), layout, batches)
+
+
+def saved_steps(workdir: epath.Path) -> list[int]:
+    """Steps of the complete checkpoints of a workdir, in order."""
+    directory = workdir / "checkpoints"
+    folders = directory.iterdir() if directory.is_dir() else ()
+    return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
 
 
 def restore(
@@ -137,7 +144,10 @@ def _check_same_shapes(path: epath.Path, saved: Any, layout: StateLayout) -> Non
             if hasattr(leaf, "shape")
         }
 
-    there, here = shapes(saved), shapes(ocp.tree.serialize_tree(layout.abstract, keep_empty_nodes=False))
+    there, here = (
+        shapes(saved),
+        shapes(ocp.tree.serialize_tree(layout.abstract, keep_empty_nodes=False)),
+    )
     for name in sorted({*there, *here}):
         if there.get(name) != here.get(name):
             raise UserError(

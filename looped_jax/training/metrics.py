@@ -35,7 +35,7 @@ class MetricsWriter:
             temporary = self._path.with_suffix(".tmp")
             temporary.write_text(whole)
             temporary.replace(self._path)
-            self._file = open(self._path, "a")
+            self._file = self._path.open("a")
         except OSError as error:
             raise RunError(f"cannot write {self._path}: {error.strerror}") from error
         self._events = SummaryWriter(str(workdir), purge_step=resumed_step + 1)

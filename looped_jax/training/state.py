@@ -14,14 +14,13 @@ from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel.mesh import parameter_shardings, replicated, state_shardings
 
 
-@struct.dataclass
-class TrainState:
-    """Parameters and what updates them."""
+class TrainState(struct.PyTreeNode):
+    """Parameters and what updates them: arrays, or in a StateLayout their shapes or shardings."""
 
-    step: jax.Array  # int32 [], updates made.
+    step: Any  # int32 [], updates made.
     params: Any
     optimizer: Any
-    key: jax.Array  # uint32 [2]; a stochastic layer draws from fold_in(key, step).
+    key: Any  # uint32 [2]; a stochastic layer draws from fold_in(key, step).
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +72,4 @@ def init_state(
     layout: StateLayout,
 ) -> TrainState:
     """A fresh state, each device computing its own shards; the values follow from ``seed``."""
-    return jax.jit(
-        lambda: _fresh(model, optimizer, seed)[0], out_shardings=layout.shardings
-    )()
+    return jax.jit(lambda: _fresh(model, optimizer, seed)[0], out_shardings=layout.shardings)()

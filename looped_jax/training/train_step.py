@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from looped_jax.models.transformer import LoopedTransformer
+from looped_jax.models.transformer import LoopedTransformer, batch_logits
 from looped_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -22,9 +22,7 @@ def loss_sum(
     model: LoopedTransformer, params: Any, batch: Batch, z_loss: float
 ) -> tuple[jax.Array, jax.Array]:
     """Sum over weighted tokens of (cross-entropy + z_loss * log(Z)^2), and of cross-entropy."""
-    logits_BTV = model.apply(
-        {"params": params}, batch["tokens"], batch["segment_ids"], batch["positions"]
-    )
+    logits_BTV = batch_logits(model, params, batch)
     weights_BT = batch["loss_weights"]
     xent_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
     xent = jnp.sum(xent_BT * weights_BT)
@@ -37,9 +35,7 @@ def loss_sum(
 def split_batch(batch: Batch, parts: int) -> Batch:
     """[B, T] -> [parts, B / parts, T]: part i takes every parts-th row, so that the rows of a
     device stay on it."""
-    return jax.tree.map(
-        lambda x_BT: x_BT.reshape(-1, parts, *x_BT.shape[1:]).swapaxes(0, 1), batch
-    )
+    return jax.tree.map(lambda x_BT: x_BT.reshape(-1, parts, *x_BT.shape[1:]).swapaxes(0, 1), batch)
 
 
 def loss_and_grads(

@@ -136,15 +136,11 @@ def train(job: Job, workdir: epath.Path) -> None:
 
 
 class _Run:
-    def __init__(
-        self, job: Job, workdir: epath.Path, checkpointer: Checkpointer, stop: StopSignal
-    ):
+    def __init__(self, job: Job, workdir: epath.Path, checkpointer: Checkpointer, stop: StopSignal):
         self.job, self.config, self.workdir = job, job.config, workdir
         self.checkpointer, self.stop = checkpointer, stop
         source = make_source(self.config, "train")
-        self.batches = train_batches(
-            source, self.config, jax.process_index(), jax.process_count()
-        )
+        self.batches = train_batches(source, self.config, jax.process_index(), jax.process_count())
         self.state = self._first_state()
         self.step = int(self.state.step)
         self.held_out = held_out_sets(self.config)
@@ -216,9 +212,7 @@ class _Run:
                 clock = (self.step, time.perf_counter())
         self.checkpointer.wait()
 
-    def _log(
-        self, scalars: dict[str, jax.Array], clock: tuple[int, float], bar: tqdm
-    ) -> None:
+    def _log(self, scalars: dict[str, jax.Array], clock: tuple[int, float], bar: tqdm) -> None:
         line = {f"train/{name}": float(value) for name, value in scalars.items()}
         shown = {"loss": f"{line['train/loss']:.4f}"}
         since_step, since = clock

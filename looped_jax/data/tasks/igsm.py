@@ -21,6 +21,7 @@ IGSM_STATISTICS
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -37,7 +38,7 @@ RECENT = 4
 # All 48 possible parameters, level by level, parent-major.
 NAMES = tuple(
     f"{parent}#{child}"
-    for above, below in zip(LEVELS, LEVELS[1:], strict=False)
+    for above, below in itertools.pairwise(LEVELS)
     for parent in above
     for child in below
 )

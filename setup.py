@@ -1,0 +1,41 @@
+"""Packaging. Training needs only the core; TensorFlow and seqio come with the extra `data`."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "absl-py",
+    "etils[epath]",
+    "flax>=0.12",
+    "grain>=0.2.12",
+    "jax>=0.7",
+    "matplotlib",
+    "ml-collections>=1.0",
+    "numpy>=1.26",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.20",
+    "tensorboardX>=2.6",
+    "tqdm",
+    "zstandard",
+]
+DATA = ["seqio", "tensorflow", "tensorflow-datasets"]
+EXTRAS = {
+    "data": DATA,
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda12]"],
+    "test": [*DATA, "hypothesis", "mypy", "pytest", "ruff"],
+    "bench": ["torch", "transformers"],
+}
+
+setup(
+    name="looped_jax",
+    version="0.1.0",
+    description="Looped transformers in JAX: training, evaluation and theory, laptop to TPU pod.",
+    long_description=(pathlib.Path(__file__).parent / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["looped_jax", "looped_jax.*"]),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)

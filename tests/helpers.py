@@ -1,0 +1,54 @@
+"""What several tests build."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from looped_jax.config import ConfigDict, default_config, set_key
+from looped_jax.models.layers import ModelConfig
+from looped_jax.models.loop_plan import LoopPlan
+from looped_jax.models.transformer import LoopedTransformer
+
+
+def small_model(plan: str = "2x2", **fields: Any) -> LoopedTransformer:
+    """A model that compiles in a second."""
+    defaults = dict(vocab_size=16, max_length=12, d_model=16, num_heads=4, num_kv_heads=4, d_ff=32)
+    return LoopedTransformer(ModelConfig(plan=LoopPlan.parse(plan), **{**defaults, **fields}))
+
+
+def init(model: LoopedTransformer, seed: int = 0) -> Any:
+    """Its parameters, plain arrays."""
+    tokens = np.zeros((1, 2), np.int32)
+    return nn.unbox(jax.jit(model.init)(jax.random.key(seed), tokens))["params"]
+
+
+def random_rows(rows: int = 8, length: int = 12, vocab: int = 16, seed: int = 0) -> dict[str, Any]:
+    """A batch of random rows, each packed from two segments, with random weights."""
+    rng = np.random.default_rng(seed)
+    cut = rng.integers(2, length - 1, size=(rows, 1))
+    at = np.arange(length)
+    return {
+        "tokens": rng.integers(3, vocab, size=(rows, length)).astype(np.int32),
+        "targets": rng.integers(3, vocab, size=(rows, length)).astype(np.int32),
+        "loss_weights": rng.integers(0, 2, size=(rows, length)).astype(np.float32),
+        "answer": np.zeros((rows, length), bool),
+        "segment_ids": (1 + (at >= cut)).astype(np.int32),
+        "positions": np.where(at >= cut, at - cut, at).astype(np.int32),
+    }
+
+
+def small_config(**overrides: Any) -> ConfigDict:
+    """A run of seconds: composition in Z7; keys as `train__steps`."""
+    config = default_config()
+    config.name = "small"
+    config.data.task = "group_z7_n4"
+    config.model.update(plan="1x2", d_model=16, num_heads=4, d_ff=32)
+    config.optimizer.update(name="adamw", learning_rate=1e-2, warmup_steps=4)
+    config.train.update(steps=12, batch_size=16, log_every=2)
+    config.checkpoint.update(every=4, keep=2)
+    config.eval.update(every=6, examples=32)
+    for key, value in overrides.items():
+        set_key(config, key.replace("__", "."), value)
+    return config.lock()

@@ -1,0 +1,149 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import init, random_rows, small_model
+
+from looped_jax.models.layers import Layer, norm
+from looped_jax.models.transformer import attention_mask, batch_logits
+
+ROWS = random_rows(rows=3)
+
+
+def by_hand(model: Any, params: Any, rows: dict[str, Any]) -> jax.Array:
+    """The same network in plain Python: a `for` over segments, loops and layers."""
+    config = model.config
+    table = params["embed"]["embedding"]
+    x = table[rows["tokens"]]
+    if config.positions == "learned":
+        x = x + params["position_embedding"][rows["positions"]]
+    x = x * config.d_model**0.5
+    mask = attention_mask(x.shape[1], rows["segment_ids"])
+    for index, segment in enumerate(config.plan.segments):
+        stacked = params[f"segment_{index}"]["layers"]["layer"]
+        for _ in range(segment.loops):
+            for layer in range(segment.layers):
+                weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
+                x = Layer(config).apply({"params": weights}, x, rows["positions"], mask)
+    if config.norm != "none":
+        final = norm(config, "final_norm")
+        x = final.apply({"params": params["final_norm"]}, x)
+    return x @ (table.T if config.tied_output else params["output"]["kernel"])
+
+
+VARIANTS = [
+    dict(plan="2x3"),
+    dict(plan="1x1,2x2,1x1", mlp="swiglu", norm="layernorm", bias=True, tied_output=False),
+    dict(plan="1x4", mlp="relu", norm="none", positions="learned", num_kv_heads=2),
+]
+
+
+@pytest.mark.parametrize("fields", VARIANTS, ids=lambda f: f["plan"])
+def test_k_layers_looped_equal_the_block_unrolled_in_python(fields: dict[str, Any]) -> None:
+    model = small_model(**fields)
+    params = init(model)
+
+    def loss(forward: Any, params: Any) -> jax.Array:
+        return jnp.sum(jnp.sin(forward(model, params, ROWS)))
+
+    both = jax.jit(
+        lambda p: [
+            jax.value_and_grad(lambda q, f=f: loss(f, q))(p) for f in (batch_logits, by_hand)
+        ]
+    )
+    (looped, looped_grad), (hand, hand_grad) = both(params)
+    np.testing.assert_allclose(looped, hand, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), looped_grad, hand_grad
+    )
+
+
+def test_looping_adds_no_parameters() -> None:
+    shapes = [jax.tree.map(jnp.shape, init(small_model(plan))) for plan in ("2x1", "2x5")]
+    assert shapes[0] == shapes[1]
+
+
+def test_loops_at_evaluation_equal_the_model_built_with_that_many() -> None:
+    params = init(small_model("1x1,2x2"))
+    overridden = batch_logits(small_model("1x1,2x2"), params, ROWS, loops=3)
+    np.testing.assert_array_equal(overridden, batch_logits(small_model("1x1,2x3"), params, ROWS))
+    assert not np.allclose(overridden, batch_logits(small_model("1x1,2x2"), params, ROWS))
+
+
+@pytest.mark.parametrize("unroll", ["none", "layers", "full"])
+@pytest.mark.parametrize("remat", ["none", "layer", "loop", "dots"])
+def test_unrolling_and_rematerialisation_change_nothing(unroll: str, remat: str) -> None:
+    params = init(small_model("2x2"))
+
+    def value_and_grad(**fields: Any) -> Any:
+        model = small_model("2x2", **fields)
+        loss = lambda p: jnp.sum(jnp.sin(batch_logits(model, p, ROWS)))  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    there = value_and_grad(unroll=unroll, remat=remat)
+    here = value_and_grad(unroll="none", remat="none")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), there, here)
+
+
+def test_a_token_does_not_see_later_ones() -> None:
+    model = small_model("1x2")
+    params = init(model)
+    changed = {**ROWS, "tokens": ROWS["tokens"].copy()}
+    changed["tokens"][:, 6] = (ROWS["tokens"][:, 6] + 1) % 16
+    before, after = (batch_logits(model, params, rows) for rows in (ROWS, changed))
+    np.testing.assert_array_equal(before[:, :6], after[:, :6])
+    assert not np.allclose(before[:, 6], after[:, 6])
+
+
+@pytest.mark.parametrize("positions", ["rope", "learned", "none"])
+def test_packed_rows_equal_separate_rows(positions: str) -> None:
+    model = small_model("1x2", positions=positions)
+    params = init(model)
+    packed = batch_logits(model, params, ROWS)
+    for row in range(3):
+        for segment in (1, 2):
+            where = np.flatnonzero(ROWS["segment_ids"][row] == segment)
+            alone = model.apply({"params": params}, ROWS["tokens"][row : row + 1, where])
+            np.testing.assert_allclose(packed[row, where], alone[0], rtol=2e-5, atol=2e-5)
+
+
+def test_grouped_queries_equal_full_attention_with_repeated_keys_and_values() -> None:
+    grouped, full = small_model("1x2", num_kv_heads=2), small_model("1x2", num_kv_heads=4)
+    params = init(grouped)
+    repeated = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            jnp.repeat(leaf, 2, axis=2)
+            if {"key", "value"} & {getattr(part, "key", "") for part in path}
+            else leaf
+        ),
+        params,
+    )
+    np.testing.assert_allclose(
+        batch_logits(grouped, params, ROWS),
+        batch_logits(full, repeated, ROWS),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters_and_logits() -> None:
+    half, single = small_model("1x2", dtype=jnp.bfloat16), small_model("1x2")
+    params = init(half)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    logits = batch_logits(half, params, ROWS)
+    assert logits.dtype == jnp.float32
+    exact = batch_logits(single, params, ROWS)
+    assert not np.array_equal(logits, exact)
+    # bfloat16 keeps 8 bits: relative errors of 2**-8 over some ten operations.
+    np.testing.assert_allclose(logits, exact, atol=0.04 * float(jnp.abs(exact).max()))
+
+
+def test_compiled_size_does_not_grow_with_loops_or_layers() -> None:
+    def operations(plan: str) -> int:
+        model = small_model(plan, unroll="none")
+        loss = lambda p: jnp.sum(batch_logits(model, p, ROWS))  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(init(model))).count("\n")
+
+    assert operations("2x24") == operations("2x2") == operations("12x2")
