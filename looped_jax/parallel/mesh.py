@@ -107,7 +107,7 @@ def parameter_shardings(boxed_params: Any, mesh: Mesh, rules: tuple[tuple[str, A
             sharding.shard_shape(array.shape)
         except ValueError as error:
             raise UserError(
-                f"parameter {jax.tree_util.keystr(path)} of shape {array.shape} does not divide "
+                f"parameter {_name(path)} of shape {array.shape} does not divide "
                 f"over mesh axes {sharding.spec} of {dict(mesh.shape)}"
             ) from error
 
@@ -142,6 +142,10 @@ def state_shardings(optimizer_state: Any, params: Any, shardings: Any, mesh: Mes
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(of, optimizer_state)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _show(sizes: dict[str, int]) -> str:
