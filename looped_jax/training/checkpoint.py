@@ -6,6 +6,7 @@ when the process died is not there.
 """
 
 import logging
+import sys
 from types import TracebackType
 from typing import Any
 
@@ -23,8 +24,7 @@ class Checkpointer:
     """Saves and restores the checkpoints of one workdir."""
 
     def __init__(self, workdir: epath.Path, keep: int):
-        # Orbax reports each of its own saves and failures; ours are reported by the trainer.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _silence_storage()
         self.directory = workdir / "checkpoints"
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, cleanup_tmp_directories=True
@@ -89,7 +89,7 @@ class Checkpointer:
 
     def _failure(self, error: Exception) -> RunError:
         # Forget the failed save, or it would be waited for and reported again.
-        reason = " ".join(str(error).split())[:300]
+        reason = _one_line(error)
         self._manager.reload()
         return RunError(
             f"the checkpoint of step {self._saving} could not be saved ({reason}); "
@@ -113,12 +113,12 @@ def restore(
 ) -> TrainState:
     """Restores `RUN/checkpoints/STEP` onto this mesh; UserError if there is none, or if it is
     of another model or optimizer, RunError if it is damaged."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _silence_storage()
     if not (path / "state").is_dir():
         raise UserError(f"no checkpoint at {path}; it must be RUN/checkpoints/STEP")
     with ocp.StandardCheckpointer() as reader:
         try:
-            saved = reader.metadata((path / "state").resolve()).item_metadata
+            saved = reader.metadata((path / "state").resolve()).item_metadata.tree
             _check_same_shapes(path, saved, layout)
             state = reader.restore((path / "state").resolve(), layout.abstract)
             with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as meta_reader:
@@ -126,7 +126,7 @@ def restore(
         except UserError:
             raise
         except Exception as error:  # Whatever the storage layer raises on damaged files.
-            reason = " ".join(str(error).split())[:300]
+            reason = _one_line(error)
             raise RunError(
                 f"checkpoint {path} cannot be read ({reason}); remove that folder to go on from "
                 "the one before it"
@@ -144,13 +144,29 @@ def _check_same_shapes(path: epath.Path, saved: Any, layout: StateLayout) -> Non
             if hasattr(leaf, "shape")
         }
 
-    there, here = (
-        shapes(saved),
-        shapes(ocp.tree.serialize_tree(layout.abstract, keep_empty_nodes=False)),
-    )
+    there, here = shapes(saved), shapes(layout.abstract)
     for name in sorted({*there, *here}):
         if there.get(name) != here.get(name):
             raise UserError(
                 f"checkpoint {path} is of another model or optimizer: {name} is "
                 f"{there.get(name, 'missing')} there, {here.get(name, 'missing')} here"
             )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _silence_storage() -> None:
+    """Keeps stderr for our own one line: Orbax logs each of its failures, and when one write
+    fails the storage threads print that the event loop of the others has closed."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _report_unless_loop_closed
+
+
+def _report_unless_loop_closed(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)

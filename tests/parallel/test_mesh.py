@@ -44,17 +44,15 @@ def test_loss_and_gradients_are_the_same_on_every_mesh(on_one_device: Any, name:
     state, loss, grads = one_step(**MESHES[name])
     state_1, loss_1, grads_1 = on_one_device
     assert jax.tree.leaves(state.params)[0].sharding.mesh.size == 8
-    jax.tree.map(
-        np.testing.assert_array_equal, *map(jax.device_get, (state.params, state_1.params))
-    )
+    here, there = jax.device_get((state.params, state_1.params))
+    jax.tree.map(np.testing.assert_array_equal, here, there)
     np.testing.assert_allclose(loss, loss_1, **TOLERANCE)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE), grads, grads_1)
 
 
 def test_parameters_and_their_moments_are_spread_over_fsdp_and_tensor() -> None:
-    job = prepare(
-        small_config(**{**WIDTHS, "optimizer__name": "adamw"}, **MESHES["2 data, 2 fsdp, 2 tensor"])
-    )
+    mesh = MESHES["2 data, 2 fsdp, 2 tensor"]
+    job = prepare(small_config(**{**WIDTHS, "optimizer__name": "adamw"}, **mesh))
     state = init_state(job.model, job.optimizer, 0, job.layout)
     kernel = state.params["segment_0"]["layers"]["layer"]["mlp"]["up"]["kernel"]
     assert kernel.shape == (1, 16, 32)
