@@ -1,6 +1,6 @@
 """Quick start: does depth by looping do what depth by parameters does?
 
-Three models learn to compose eight permutations of three points (the group S3, the paper's
+Three models learn to compose seven permutations of three points (the group S3, the paper's
 section 5.1): 1⊗1, 1⊗3 with the same parameters, and 3⊗1 with the same FLOPs. The targets are
 the running products at every position; the exact match counts the last one, on examples that
 no model was trained on.
@@ -16,12 +16,12 @@ from looped_jax.config import ConfigDict, default_config
 
 def get_config() -> ConfigDict:
     config = default_config()
-    config.data.task = "group_s3_n8"
+    config.data.task = "group_s3_n7"
     config.data.targets = "running"
-    config.model.update(d_model=64, num_heads=4, d_ff=256)
-    config.optimizer.update(name="adamw", learning_rate=5e-3, warmup_steps=200)
-    config.train.update(steps=2500, batch_size=128, log_every=100)
-    config.checkpoint.update(every=1250, keep=1)
+    config.model.update(d_model=64, num_heads=8, d_ff=256, tied_output=False)
+    config.optimizer.update(name="adamw", learning_rate=8e-3, warmup_steps=200)
+    config.train.update(steps=2000, batch_size=128, log_every=100)
+    config.checkpoint.update(every=1000, keep=1)
     config.eval.update(every=100, examples=2048, batch_size=512)
     config.variants = (
         ("base", (("model.plan", "1x1"),)),
@@ -29,6 +29,6 @@ def get_config() -> ConfigDict:
         ("iso_flop", (("model.plan", "3x1"),)),
     )
     config.comparison.update(
-        metric="eval/group_s3_n8/accuracy", base="base", looped="looped", iso_flop="iso_flop"
+        metric="eval/group_s3_n7/accuracy", base="base", looped="looped", iso_flop="iso_flop"
     )
     return config
