@@ -1,4 +1,4 @@
-"""The pieces of a decoder layer: normalisation, position encoding, attention, MLP, and the layer.
+"""The pieces of a decoder layer: normalisation, rotary positions, attention, MLP, and the layer.
 
 Shapes in names: B batch, T query length, S key length, D model, H heads, G key-value heads,
 K head size, F MLP width, V vocabulary. Parameters are float32 and carry logical axis names;
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from ml_collections import ConfigDict
 
+from looped_jax.models.attention import causal_attention
 from looped_jax.models.loop_plan import LoopPlan
 
 Array = jax.Array
@@ -121,7 +122,7 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: Array, positions_BT: Array, mask_B1TT: Array) -> Array:
+    def __call__(self, x_BTD: Array, positions_BT: Array, segment_ids_BT: Array | None) -> Array:
         config = self.config
         heads, groups, size = config.num_heads, config.num_kv_heads, config.head_dim
         q_BTHK = dense(config, "query", (heads, size), ("embed", "heads", "head_dim"))(x_BTD)
@@ -133,7 +134,7 @@ class Attention(nn.Module):
         q_BTHK = nn.with_logical_constraint(
             q_BTHK, ("batch", "length", "activation_heads", "head_dim")
         )
-        out_BTHK = jax.nn.dot_product_attention(q_BTHK, k_BTGK, v_BTGK, mask=mask_B1TT)
+        out_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, segment_ids_BT)
         axes = ("heads", "head_dim", "embed")
         return dense(config, "output", config.d_model, axes, contracted=2)(out_BTHK)
 
@@ -162,9 +163,11 @@ class Layer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: Array, positions_BT: Array, mask_B1TT: Array) -> Array:
+    def __call__(self, x_BTD: Array, positions_BT: Array, segment_ids_BT: Array | None) -> Array:
         config = self.config
         normed_BTD = norm(config, "attention_norm")(x_BTD)
-        x_BTD = x_BTD + Attention(config, name="attention")(normed_BTD, positions_BT, mask_B1TT)
+        x_BTD = x_BTD + Attention(config, name="attention")(
+            normed_BTD, positions_BT, segment_ids_BT
+        )
         x_BTD = x_BTD + MLP(config, name="mlp")(norm(config, "mlp_norm")(x_BTD))
         return nn.with_logical_constraint(x_BTD, ("batch", "length", "activation_embed"))

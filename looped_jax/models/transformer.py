@@ -54,8 +54,10 @@ class LayerStep(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: Array, positions_BT: Array, mask_B1TT: Array) -> tuple[Array, None]:
-        return Layer(self.config, name="layer")(x_BTD, positions_BT, mask_B1TT), None
+    def __call__(
+        self, x_BTD: Array, positions_BT: Array, segment_ids_BT: Array | None
+    ) -> tuple[Array, None]:
+        return Layer(self.config, name="layer")(x_BTD, positions_BT, segment_ids_BT), None
 
 
 class LoopBody(nn.Module):
@@ -70,7 +72,7 @@ class LoopBody(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, loop: Array, positions_BT: Array, mask_B1TT: Array
+        self, x_BTD: Array, loop: Array, positions_BT: Array, segment_ids_BT: Array
     ) -> tuple[Array, None]:
         del loop  # The paper's loops are all alike.
         unroll, _ = unrolled_scans(self.config, self.segment)
@@ -84,7 +86,7 @@ class LoopBody(nn.Module):
             unroll=self.segment.layers if unroll else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return layers(self.config, name="layers")(x_BTD, positions_BT, mask_B1TT)
+        return layers(self.config, name="layers")(x_BTD, positions_BT, segment_ids_BT)
 
 
 class LoopedTransformer(nn.Module):
@@ -113,7 +115,6 @@ class LoopedTransformer(nn.Module):
         config = self.config
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-        mask_B1TT = attention_mask(tokens_BT.shape[1], segment_ids_BT)
 
         embed = nn.Embed(
             config.vocab_size,
@@ -140,7 +141,7 @@ class LoopedTransformer(nn.Module):
 
         for index, segment in enumerate(config.plan.with_loops(loops).segments):
             run = looped_segment(config, segment, name=f"segment_{index}")
-            x_BTD, _ = run(x_BTD, jnp.arange(segment.loops), positions_BT, mask_B1TT)
+            x_BTD, _ = run(x_BTD, jnp.arange(segment.loops), positions_BT, segment_ids_BT)
 
         x_BTD = norm(config, "final_norm")(x_BTD)
         if config.tied_output:
@@ -183,12 +184,3 @@ def looped_segment(config: ModelConfig, segment: Segment, name: str) -> nn.Modul
         unroll=segment.loops if unroll else 1,
     )(remat(config, LoopBody, "loop", prevent_cse=unroll))
     return body(config, segment, name=name)
-
-
-def attention_mask(length: int, segment_ids_BT: Array | None) -> Array:
-    """mask_B1TS: True where query t may attend to key s: s <= t and in the same document."""
-    mask_11TS = jnp.tril(jnp.ones((1, 1, length, length), dtype=bool))
-    if segment_ids_BT is None:
-        return mask_11TS
-    same_B1TS = segment_ids_BT[:, None, :, None] == segment_ids_BT[:, None, None, :]
-    return mask_11TS & same_B1TS
