@@ -139,6 +139,29 @@ class Attention(nn.Module):
         return dense(config, "output", config.d_model, axes, contracted=2)(out_BTHK)
 
 
+def storing_derivative(activation: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """An element-wise function which computes its derivative in the forward pass.
+
+    It keeps one array for the backward pass, as the plain function does. But XLA for CPU computes
+    the derivative's exponentials again wherever the gradient is used, in a transposed order too,
+    which makes the whole MLP twice as slow (docs/performance.md); here a product is left to repeat.
+    """
+
+    @jax.custom_vjp
+    def function(x: Array) -> Array:
+        return activation(x)
+
+    def forward(x: Array) -> tuple[Array, Array]:
+        return jax.jvp(activation, (x,), (jnp.ones_like(x),))
+
+    function.defvjp(forward, lambda derivative, gradient: (gradient * derivative,))
+    return function
+
+
+gelu = storing_derivative(nn.gelu)
+silu = storing_derivative(nn.silu)
+
+
 class MLP(nn.Module):
     """GELU (tanh form) or ReLU MLP, or SwiGLU (three matrices)."""
 
@@ -150,9 +173,9 @@ class MLP(nn.Module):
         hidden_BTF = dense(config, "up", config.d_ff, ("embed", "mlp"))(x_BTD)
         if config.mlp == "swiglu":
             gate_BTF = dense(config, "gate", config.d_ff, ("embed", "mlp"))(x_BTD)
-            hidden_BTF = nn.silu(gate_BTF) * hidden_BTF
+            hidden_BTF = silu(gate_BTF) * hidden_BTF
         else:
-            hidden_BTF = {"gelu": nn.gelu, "relu": nn.relu}[config.mlp](hidden_BTF)
+            hidden_BTF = {"gelu": gelu, "relu": nn.relu}[config.mlp](hidden_BTF)
         hidden_BTF = nn.with_logical_constraint(hidden_BTF, ("batch", "length", "activation_mlp"))
         return dense(config, "down", config.d_model, ("mlp", "embed"))(hidden_BTF)
 

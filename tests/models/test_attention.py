@@ -22,7 +22,9 @@ def test_attention_in_blocks_equals_the_librarys(length: int, groups: int) -> No
         mask = causal_mask(length, segments)
         return jnp.sum(jnp.sin(jax.nn.dot_product_attention(q, k, v, mask=mask)))
 
-    for a, b in zip(*(jax.jit(jax.grad(f, (0, 1, 2)))(q, k, v) for f in (ours, librarys))):
+    for a, b in zip(
+        *(jax.jit(jax.grad(f, (0, 1, 2)))(q, k, v) for f in (ours, librarys)), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
