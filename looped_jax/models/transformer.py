@@ -15,7 +15,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from looped_jax.models.layers import Array, Layer, ModelConfig, norm, partitioned
+from looped_jax.models.layers import (
+    Array,
+    Layer,
+    ModelConfig,
+    flat_dot_general,
+    norm,
+    partitioned,
+)
 from looped_jax.models.loop_plan import Segment
 
 # XLA runs a while loop's body slower than the same operations laid out straight: on CPU by
@@ -145,13 +152,16 @@ class LoopedTransformer(nn.Module):
 
         x_BTD = norm(config, "final_norm")(x_BTD)
         if config.tied_output:
-            logits_BTV = embed.attend(x_BTD)
+            # As flat_dot_general does it.
+            logits_NV = embed.attend(x_BTD.reshape(-1, config.d_model))
+            logits_BTV = logits_NV.reshape(*tokens_BT.shape, config.vocab_size)
         else:
             logits_BTV = nn.Dense(
                 config.vocab_size,
                 use_bias=False,
                 dtype=config.dtype,
                 kernel_init=partitioned(nn.initializers.lecun_normal(), "embed", "vocab"),
+                dot_general=flat_dot_general,
                 name="output",
             )(x_BTD)
         logits_BTV = nn.with_logical_constraint(logits_BTV, ("batch", "length", "activation_vocab"))
