@@ -106,10 +106,10 @@ def plain_jax_step(tokens: np.ndarray, unroll: bool) -> Step:
                 for i in range(K):
                     x = layer(x, jax.tree.map(lambda p, i=i: p[i], params["layers"]))
         else:
-            block = lambda x, _: (
-                jax.lax.scan(lambda x, p: (layer(x, p), None), x, params["layers"])[0],
-                None,
-            )  # noqa: E731,E501
+
+            def block(x: jax.Array, _: None) -> tuple[jax.Array, None]:
+                return jax.lax.scan(lambda x, p: (layer(x, p), None), x, params["layers"])[0], None
+
             x, _ = jax.lax.scan(block, x, None, length=L)
         logits = rms(x, params["final"]) @ params["embed"].T
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
@@ -208,6 +208,7 @@ def llama() -> torch.nn.Module:
 
 
 def main() -> None:
+    """Builds every peer, times them in turn, reports."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds

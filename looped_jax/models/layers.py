@@ -20,6 +20,7 @@ from looped_jax.models.attention import causal_attention
 from looped_jax.models.loop_plan import LoopPlan
 
 Array = jax.Array
+Rotation = tuple[Array, Array] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,12 +133,24 @@ def dense(
     )
 
 
-def rope(x_BTHK: Array, positions_BT: Array, theta: float) -> Array:
-    """Rotary position embedding (Su et al. 2021), halves convention, computed in float32."""
-    half = x_BTHK.shape[-1] // 2
-    frequency_K = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+def rope_angles(config: ModelConfig, positions_BT: Array) -> Rotation:
+    """cos and sin of position x frequency, each [B, T, 1, K / 2], float32; None without RoPE.
+
+    Computed once for all layers and loops: sines cost as much as the rest of the rotation.
+    """
+    if config.positions != "rope":
+        return None
+    half = config.head_dim // 2
+    frequency_K = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle_BT1K = positions_BT[..., None, None].astype(jnp.float32) * frequency_K
-    cos, sin = jnp.cos(angle_BT1K), jnp.sin(angle_BT1K)
+    return jnp.cos(angle_BT1K), jnp.sin(angle_BT1K)
+
+
+def rope(x_BTHK: Array, rotation: Rotation) -> Array:
+    """Rotary position embedding (Su et al. 2021), halves convention, computed in float32."""
+    if rotation is None:
+        return x_BTHK
+    cos, sin = rotation
     first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTHK.dtype)
@@ -149,15 +162,13 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: Array, positions_BT: Array, segment_ids_BT: Array | None) -> Array:
+    def __call__(self, x_BTD: Array, rotation: Rotation, segment_ids_BT: Array | None) -> Array:
         config = self.config
         heads, groups, size = config.num_heads, config.num_kv_heads, config.head_dim
         q_BTHK = dense(config, "query", (heads, size), ("embed", "heads", "head_dim"))(x_BTD)
         k_BTGK = dense(config, "key", (groups, size), ("embed", "kv_heads", "head_dim"))(x_BTD)
         v_BTGK = dense(config, "value", (groups, size), ("embed", "kv_heads", "head_dim"))(x_BTD)
-        if config.positions == "rope":
-            q_BTHK = rope(q_BTHK, positions_BT, config.rope_theta)
-            k_BTGK = rope(k_BTGK, positions_BT, config.rope_theta)
+        q_BTHK, k_BTGK = rope(q_BTHK, rotation), rope(k_BTGK, rotation)
         q_BTHK = nn.with_logical_constraint(
             q_BTHK, ("batch", "length", "activation_heads", "head_dim")
         )
@@ -212,7 +223,7 @@ class Layer(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD: Array, positions_BT: Array, segment_ids_BT: Array | None) -> Array:
+    def __call__(self, x_BTD: Array, rotation: Rotation, segment_ids_BT: Array | None) -> Array:
         config = self.config
         normed_BTD = norm(config, "attention_norm")(x_BTD)
         x_BTD = x_BTD + Attention(config, name="attention")(

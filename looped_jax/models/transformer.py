@@ -19,9 +19,11 @@ from looped_jax.models.layers import (
     Array,
     Layer,
     ModelConfig,
+    Rotation,
     flat_dot_general,
     norm,
     partitioned,
+    rope_angles,
 )
 from looped_jax.models.loop_plan import Segment
 
@@ -62,9 +64,9 @@ class LayerStep(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, positions_BT: Array, segment_ids_BT: Array | None
+        self, x_BTD: Array, rotation: Rotation, segment_ids_BT: Array | None
     ) -> tuple[Array, None]:
-        return Layer(self.config, name="layer")(x_BTD, positions_BT, segment_ids_BT), None
+        return Layer(self.config, name="layer")(x_BTD, rotation, segment_ids_BT), None
 
 
 class LoopBody(nn.Module):
@@ -79,7 +81,7 @@ class LoopBody(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, loop: Array, positions_BT: Array, segment_ids_BT: Array
+        self, x_BTD: Array, loop: Array, rotation: Rotation, segment_ids_BT: Array
     ) -> tuple[Array, None]:
         del loop  # The paper's loops are all alike.
         unroll, _ = unrolled_scans(self.config, self.segment)
@@ -93,7 +95,7 @@ class LoopBody(nn.Module):
             unroll=self.segment.layers if unroll else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return layers(self.config, name="layers")(x_BTD, positions_BT, segment_ids_BT)
+        return layers(self.config, name="layers")(x_BTD, rotation, segment_ids_BT)
 
 
 class LoopedTransformer(nn.Module):
@@ -146,9 +148,10 @@ class LoopedTransformer(nn.Module):
         x_BTD = x_BTD * jnp.asarray(config.d_model**0.5, config.dtype)
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "activation_embed"))
 
+        rotation = rope_angles(config, positions_BT)
         for index, segment in enumerate(config.plan.with_loops(loops).segments):
             run = looped_segment(config, segment, name=f"segment_{index}")
-            x_BTD, _ = run(x_BTD, jnp.arange(segment.loops), positions_BT, segment_ids_BT)
+            x_BTD, _ = run(x_BTD, jnp.arange(segment.loops), rotation, segment_ids_BT)
 
         x_BTD = norm(config, "final_norm")(x_BTD)
         if config.tied_output:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import init, random_rows, small_model
 
-from looped_jax.models.layers import Layer, norm
+from looped_jax.models.layers import Layer, norm, rope_angles
 from looped_jax.models.transformer import batch_logits
 
 ROWS = random_rows(rows=3)
@@ -30,6 +30,7 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any]) -> jax.Array:
     if config.positions == "learned":
         x = x + params["position_embedding"][rows["positions"]]
     x = x * config.d_model**0.5
+    rotation = rope_angles(config, rows["positions"])
     for index, segment in enumerate(config.plan.segments):
         stacked = params[f"segment_{index}"]["layers"]["layer"]
         for _ in range(segment.loops):
