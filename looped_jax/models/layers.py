@@ -226,8 +226,6 @@ class Layer(nn.Module):
     def __call__(self, x_BTD: Array, rotation: Rotation, segment_ids_BT: Array | None) -> Array:
         config = self.config
         normed_BTD = norm(config, "attention_norm")(x_BTD)
-        x_BTD = x_BTD + Attention(config, name="attention")(
-            normed_BTD, positions_BT, segment_ids_BT
-        )
+        x_BTD = x_BTD + Attention(config, name="attention")(normed_BTD, rotation, segment_ids_BT)
         x_BTD = x_BTD + MLP(config, name="mlp")(norm(config, "mlp_norm")(x_BTD))
         return nn.with_logical_constraint(x_BTD, ("batch", "length", "activation_embed"))

@@ -36,9 +36,7 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any]) -> jax.Array:
         for _ in range(segment.loops):
             for layer in range(segment.layers):
                 weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
-                x = Layer(config).apply(
-                    {"params": weights}, x, rows["positions"], rows["segment_ids"]
-                )
+                x = Layer(config).apply({"params": weights}, x, rotation, rows["segment_ids"])
     if config.norm != "none":
         final = norm(config, "final_norm")
         x = final.apply({"params": params["final_norm"]}, x)
