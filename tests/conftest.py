@@ -51,3 +51,39 @@ def fails_in_one_line(
         return lines[0]
 
     return run
+
+
+VARIANTS = """
+from looped_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.data.task = "group_z7_n4"
+    config.model.update(d_model=16, num_heads=4, d_ff=32)
+    config.optimizer.update(name="adamw", learning_rate=1e-2, warmup_steps=4)
+    config.train.update(steps=12, batch_size=16, log_every=4)
+    config.checkpoint.update(every=4, keep=2)
+    config.eval.update(every=4, examples=32)
+    plans = (("base", "1x1"), ("looped", "1x2"), ("iso_flop", "2x1"))
+    config.variants = tuple((name, (("model.plan", plan),)) for name, plan in plans)
+    roles = {name: name for name, _ in plans}
+    config.comparison.update(metric="eval/group_z7_n4/accuracy", **roles)
+    return config
+"""
+
+
+@pytest.fixture(scope="session")
+def variants_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The workdir of three short runs made by one command; its stdout lies beside it."""
+    folder = tmp_path_factory.mktemp("variants")
+    (folder / "variants.py").write_text(VARIANTS)
+    arguments = (f"--config={folder / 'variants.py'}", f"--workdir={folder / 'run'}")
+    done = subprocess.run(
+        [sys.executable, "-m", "looped_jax.main", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    return folder / "run"

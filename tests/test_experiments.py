@@ -1,0 +1,93 @@
+"""Every experiment builds: its config is valid and its model has the shapes that it should."""
+
+import pathlib
+from typing import Any
+
+import jax
+import pytest
+from conftest import ROOT
+
+from looped_jax.config import UserError, load_experiment, variant_config
+from looped_jax.training import trainer
+
+FILES = sorted(p for p in (ROOT / "experiments").glob("*.py") if p.name != "__init__.py")
+
+# The rows of the paper's tables 1 to 3: plans and what they are evaluated on.
+ADDITION = ("12x1", "1x1", "1x12", "2x1", "2x6", "3x1", "3x4")
+PHOP = ("6x1", "1x1", "1x6", "2x1", "2x3", "3x1", "3x2")
+IGSM = ("8x1", "1x1", "1x2", "1x4", "1x8", "2x1", "2x2", "2x4", "4x1", "4x2")
+PILE = ("24x1", "4x1", "6x1", "8x1", "12x1", "4x6", "6x4", "8x3", "12x2", "4x1,4x4,4x1")
+SPECS = [
+    *(f"addition.py:{plan}" for plan in ADDITION),
+    *(f"phop.py:{plan},{hops}" for plan in PHOP for hops in ("p16", "p32")),
+    *(f"igsm.py:{plan}" for plan in IGSM),
+    *(f"igsm.py:{plan},cot" for plan in ("8x1", "1x8")),
+    *(f"pile.py:{plan}" for plan in PILE),
+    "pile_12x2.py",
+    "pile_24x1.py",
+    "pile_mini.py",
+    "quickstart.py",
+]
+
+
+@pytest.fixture
+def pile_dir(tmp_path: pathlib.Path) -> str:
+    for name in ("train-00000.jsonl.zst", "val.jsonl.zst"):
+        (tmp_path / name).touch()
+    return str(tmp_path)
+
+
+def layers(params: Any) -> int:
+    return sum(
+        leaf.size
+        for key, tree in params.items()
+        if "segment" in key
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_an_experiment_builds_and_validates(spec: str, pile_dir: str) -> None:
+    config = load_experiment(str(ROOT / "experiments" / spec))
+    variants = [variant_config(config, *v) for v in config.variants] or [config]
+    for variant in variants:
+        variant.unlock()
+        variant.data.path = pile_dir
+        variant.mesh.update(data=1, fsdp=1)
+        trainer.prepare(variant)
+
+
+def test_every_experiment_file_is_built_by_these_tests() -> None:
+    assert {path.name for path in FILES} == {spec.partition(":")[0] for spec in SPECS}
+
+
+def test_the_paper_hyperparameters_of_the_synthetic_experiments() -> None:
+    # Sections 2.1 to 2.3 of the paper.
+    expected = {
+        "addition.py": (256, 8, 1024, 1024, 0.005, 200_000),
+        "phop.py": (128, 8, 512, 256, 0.001, 200_000),
+        "igsm.py": (128, 8, 512, 256, 0.001, 200_000),
+    }
+    for name, numbers in expected.items():
+        config = load_experiment(str(ROOT / "experiments" / name))
+        model, train = config.model, config.train
+        found = (model.d_model, model.num_heads, model.d_ff, train.batch_size)
+        assert (*found, config.optimizer.learning_rate, train.steps) == numbers
+        assert config.optimizer.name == "adafactor"
+
+
+def test_the_pile_model_has_the_papers_layers(pile_dir: str) -> None:
+    config = load_experiment(str(ROOT / "experiments" / "pile.py:24x1"))
+    config.unlock()
+    config.data.path = pile_dir
+    config.mesh.update(data=1, fsdp=1)
+    params = trainer.prepare(config).layout.abstract.params
+    # 24 x (4 D D + 3 D F + 2 norms of D), D = 2048, F = 5120: table 4's architecture.
+    assert layers(params) == 24 * (4 * 2048**2 + 3 * 2048 * 5120 + 2 * 2048)
+
+
+def test_a_foreign_argument_is_refused() -> None:
+    with pytest.raises(UserError, match="'p64' is not p16 or p32"):
+        load_experiment(str(ROOT / "experiments" / "phop.py:1x6,p64"))
+    with pytest.raises(UserError, match="'cut' is not cot"):
+        load_experiment(str(ROOT / "experiments" / "igsm.py:1x8,cut"))

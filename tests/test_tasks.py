@@ -1,0 +1,36 @@
+"""The command `python -m looped_jax.tasks`."""
+
+import json
+from collections.abc import Callable
+
+from looped_jax.data.tasks import task_names
+
+Run = Callable[..., object]
+
+
+def test_list_prints_one_name_a_line(run_module: Callable) -> None:
+    done = run_module("looped_jax.tasks", "--list")
+    assert done.returncode == 0
+    names = done.stdout.splitlines()
+    assert names == list(task_names())
+    for name in ("addition", "addition_n8", "phop_p16_n256", "igsm", "group_s3_n8"):
+        assert name in names
+    for depth in (0, 1):
+        for form in ("math", "code"):
+            assert f"varassign_depth{depth}_{form}" in names
+
+
+def test_examples_are_json_lines_and_nothing_else(run_module: Callable) -> None:
+    arguments = ("--task=phop_p3_n20", "--split=validation", "--num=5", "--seed=3")
+    done = run_module("looped_jax.tasks", *arguments)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 5
+    assert all(set(line) == {"inputs", "targets"} for line in lines)
+    assert all(len(line["inputs"]) == 20 and line["targets"] in "abcd" for line in lines)
+
+
+def test_an_unknown_task_or_split_is_named(fails_in_one_line: Callable) -> None:
+    line = fails_in_one_line("looped_jax.tasks", "--task=adition")
+    assert "no task 'adition'; did you mean 'addition'?" in line
+    line = fails_in_one_line("looped_jax.tasks", "--task=igsm", "--split=dev")
+    assert "split 'dev' is not one of train, validation, test" in line
