@@ -111,11 +111,11 @@ def test_variants_must_be_named_once_compared_by_a_metric_and_valid() -> None:
     with_variants((one,), metric="eval/addition/accuracy", base="a")
     with pytest.raises(UserError, match="same name"):
         with_variants((one, one), metric="m")
-    with pytest.raises(UserError, match="needs config.comparison.metric"):
+    with pytest.raises(UserError, match=r"needs config\.comparison\.metric"):
         with_variants((one,))
     with pytest.raises(UserError, match="'b' is not a variant: a"):
         with_variants((one,), metric="m", base="b")
-    with pytest.raises(UserError, match="did you mean 'model.d_ff'"):
+    with pytest.raises(UserError, match=r"did you mean 'model\.d_ff'"):
         with_variants((("a", (("model.dff", 4),)),), metric="m")
 
 

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+from helpers import small_config
+
+from looped_jax.config import UserError
+from looped_jax.data import pipeline
+from looped_jax.data.text import PackedText
+
+
+def first_batches(config, count: int, **process: int) -> list:
+    iterator = pipeline.train_batches(pipeline.make_source(config, "train"), config, **process)
+    return [next(iterator) for _ in range(count)]
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert set(a) == set(b)
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_batches_follow_from_the_seed() -> None:
+    for a, b in zip(*(first_batches(small_config(), 3) for _ in range(2)), strict=True):
+        assert_same(a, b)
+    other = first_batches(small_config(seed=1), 1)[0]
+    assert not np.array_equal(other["tokens"], first_batches(small_config(), 1)[0]["tokens"])
+
+
+def test_an_iterator_goes_on_exactly_from_its_saved_state() -> None:
+    config = small_config()
+    source = pipeline.make_source(config, "train")
+    iterator = pipeline.train_batches(source, config)
+    for _ in range(3):
+        next(iterator)
+    state = pipeline.state_to_json(iterator)
+    expected = [next(iterator) for _ in range(3)]
+    fresh = pipeline.train_batches(source, config)
+    pipeline.set_state_from_json(fresh, state)
+    for batch in expected:
+        assert_same(next(fresh), batch)
+
+
+def test_processes_share_the_batch_of_one() -> None:
+    config = small_config()
+    whole = first_batches(config, 2)
+    parts = [first_batches(config, 2, process=i, processes=4) for i in range(4)]
+    for step in range(2):
+        joined = {key: np.concatenate([p[step][key] for p in parts]) for key in whole[step]}
+        assert_same(joined, whole[step])
+
+
+def test_text_is_shuffled_and_every_epoch_sees_each_row_once(monkeypatch) -> None:
+    source = PackedText.from_documents((chr(97 + i) * 7 for i in range(24)), length=8)
+    assert source.num_rows == 24
+    config = small_config(data__task="text", data__length=8, train__batch_size=8)
+    iterator = pipeline.train_batches(source, config)
+    epochs = [np.concatenate([next(iterator)["tokens"][:, 1] for _ in range(3)]) for _ in range(2)]
+    for epoch in epochs:
+        assert sorted(epoch) == sorted(source.rows(np.arange(24))["tokens"][:, 1])
+        assert (np.diff(epoch) < 0).any()
+    assert not np.array_equal(*epochs)
+
+
+def test_evaluation_rows_are_the_same_every_time_and_padded_with_empty_ones() -> None:
+    source = pipeline.make_source(small_config(), "validation")
+    batches = pipeline.eval_batches(source, examples=20, batch_size=16)
+    assert [b["answer"].any(axis=1).sum() for b in batches] == [16, 4]
+    assert all(b["tokens"].shape[0] == 16 for b in batches)
+    np.testing.assert_array_equal(
+        np.concatenate([b["tokens"] for b in batches])[:20], source.rows(np.arange(20))["tokens"]
+    )
+
+
+def test_no_more_rows_are_evaluated_than_there_are() -> None:
+    source = PackedText.from_documents(iter(["abcdefg"]), length=4)
+    assert sum(len(b["tokens"]) for b in pipeline.eval_batches(source, 100, batch_size=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (dict(eval__tasks=("addition",)), "addition has another vocabulary than group_z7_n4"),
+        (dict(data__length=3), "config.data.length=3 is less than 5 tokens"),
+        (dict(data__task="phop_p2_n8", data__targets="running"), "has no running targets"),
+        (dict(data__task="text"), "config.data.length must be set"),
+        (
+            dict(data__task="text", data__length=8, eval__tasks=("igsm",)),
+            "igsm cannot be evaluated on a text model",
+        ),
+    ],
+)
+def test_data_that_cannot_work_is_named(overrides: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        pipeline.data_spec(small_config(**overrides))
