@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from helpers import small_config
 
-from looped_jax.config import UserError
+from looped_jax.config import ConfigDict, UserError
 from looped_jax.data import pipeline
 from looped_jax.data.text import PackedText
 
 
-def first_batches(config, count: int, **process: int) -> list:
+def first_batches(config: ConfigDict, count: int, **process: int) -> list:
     iterator = pipeline.train_batches(pipeline.make_source(config, "train"), config, **process)
     return [next(iterator) for _ in range(count)]
 
@@ -48,7 +48,7 @@ def test_processes_share_the_batch_of_one() -> None:
         assert_same(joined, whole[step])
 
 
-def test_text_is_shuffled_and_every_epoch_sees_each_row_once(monkeypatch) -> None:
+def test_text_is_shuffled_and_every_epoch_sees_each_row_once() -> None:
     source = PackedText.from_documents((chr(97 + i) * 7 for i in range(24)), length=8)
     assert source.num_rows == 24
     config = small_config(data__task="text", data__length=8, train__batch_size=8)

@@ -1,5 +1,7 @@
 """The tasks as seqio sees them. TensorFlow is imported here, and only here."""
 
+from types import ModuleType
+
 import numpy as np
 import pytest
 
@@ -9,18 +11,18 @@ seqio = pytest.importorskip("seqio", reason="seqio comes with the extra `data`")
 
 
 @pytest.fixture(scope="module")
-def seqio_tasks():
+def seqio_tasks() -> ModuleType:
     from looped_jax.data.tasks import seqio_tasks
 
     return seqio_tasks
 
 
-def test_every_listed_task_is_registered(seqio_tasks) -> None:
+def test_every_listed_task_is_registered(seqio_tasks: ModuleType) -> None:
     assert set(task_names()) <= set(seqio.TaskRegistry.names())
 
 
 @pytest.mark.parametrize("name", ["addition", "igsm_cot", "group_s5_n8", "varassign_depth1_code"])
-def test_a_seqio_task_yields_the_trainers_examples(name: str, seqio_tasks) -> None:
+def test_a_seqio_task_yields_the_trainers_examples(name: str, seqio_tasks: ModuleType) -> None:
     task = seqio.get_mixture_or_task(name)
     dataset = task.get_dataset(sequence_length=None, split="validation", shuffle=False)
     ours = get_task(name).texts(0, "validation", np.arange(5))
@@ -33,7 +35,7 @@ def test_a_seqio_task_yields_the_trainers_examples(name: str, seqio_tasks) -> No
         assert features["targets"].vocabulary.decode(there["targets"].tolist()) == here["targets"]
 
 
-def test_any_member_of_a_family_can_be_registered(seqio_tasks) -> None:
+def test_any_member_of_a_family_can_be_registered(seqio_tasks: ModuleType) -> None:
     task = seqio_tasks.register("phop_p3_n24")
     example = next(task.get_dataset(None, split="test").as_numpy_iterator())
     assert len(example["inputs"]) == 24

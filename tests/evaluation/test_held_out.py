@@ -1,0 +1,85 @@
+import math
+
+import jax
+import numpy as np
+import pytest
+from helpers import init, small_config, small_model
+
+from looped_jax.data.pipeline import make_source
+from looped_jax.data.rows import answer_rows
+from looped_jax.data.text import PackedText
+from looped_jax.evaluation.held_out import Evaluator, HeldOut
+from looped_jax.models.transformer import batch_logits
+from looped_jax.parallel.mesh import make_mesh
+
+
+@pytest.fixture(scope="module")
+def setup() -> tuple:
+    config = small_config(mesh__data=2, train__batch_size=4)
+    model = small_model("1x2", vocab_size=264, max_length=12)
+    return config, make_mesh(config), model, init(model)
+
+
+class FixedRows:
+    """A row source over rows made beforehand."""
+
+    def __init__(self, rows: dict):
+        self._rows = rows
+        self.num_rows, self.length = rows["tokens"].shape
+        self.vocab_size = 264
+
+    def rows(self, indices: np.ndarray) -> dict:
+        return {key: value[indices] for key, value in self._rows.items()}
+
+
+def greedy(model, params, inputs: list[int], count: int) -> list[int]:
+    """Generates token by token, as a user of the model would."""
+    tokens = list(inputs)
+    forward = jax.jit(lambda t: model.apply({"params": params}, t))
+    for _ in range(count):
+        padded = np.zeros((1, 12), np.int32)
+        padded[0, : len(tokens)] = tokens
+        tokens.append(int(forward(padded)[0, len(tokens) - 1].argmax()))
+    return tokens[len(inputs) :]
+
+
+def test_exact_match_is_that_of_greedy_generation(setup: tuple) -> None:
+    config, mesh, model, params = setup
+    rng = np.random.default_rng(0)
+    inputs = rng.integers(3, 264, size=(10, 5))
+    answers = rng.integers(3, 264, size=(10, 3))
+    for i in range(0, 10, 2):  # Half of the answers are what the model itself would say.
+        answers[i] = greedy(model, params, [1, *inputs[i]], 3)
+    right = [greedy(model, params, [1, *inputs[i]], 3) == answers[i].tolist() for i in range(10)]
+    assert 5 <= sum(right) < 10
+    source = FixedRows(answer_rows(inputs, answers, 12))
+    held_out = HeldOut.from_source("task", source, 10, 4, 0, 1)
+    metrics = Evaluator(model, mesh, config.mesh.rules)(params, held_out)
+    assert metrics["eval/task/accuracy"] == pytest.approx(sum(right) / 10)
+
+
+def test_text_metrics_are_those_of_their_definitions(setup: tuple) -> None:
+    config, mesh, model, params = setup
+    source = PackedText.from_documents(iter(["The quick brown fox.", "Ja, öfter."]), length=12)
+    held_out = HeldOut.from_source("text", source, 100, 4, 0, 1)
+    metrics = Evaluator(model, mesh, config.mesh.rules)(params, held_out)
+    rows = source.rows(np.arange(source.num_rows))
+    logits = np.asarray(batch_logits(model, params, rows), np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    nats = -np.take_along_axis(log_p, rows["targets"][..., None], -1)[..., 0]
+    total = (nats * rows["loss_weights"]).sum()
+    size = len("The quick brown fox.".encode()) + len("Ja, öfter.".encode())
+    tokens = size + 2  # Each document's EOS is predicted too, and is no byte.
+    assert metrics["eval/text/loss"] == pytest.approx(total / tokens, rel=1e-5)
+    assert metrics["eval/text/perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-5)
+    assert metrics["eval/text/bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-5)
+    assert "eval/text/accuracy" not in metrics
+
+
+def test_batches_are_shared_between_processes(setup: tuple) -> None:
+    source = make_source(setup[0], "validation")
+    whole = HeldOut.from_source("x", source, 10, 4, 0, 1)
+    parts = [HeldOut.from_source("x", source, 10, 4, i, 2) for i in range(2)]
+    for i, batch in enumerate(whole.batches):
+        joined = np.concatenate([part.batches[i]["tokens"] for part in parts])
+        np.testing.assert_array_equal(batch["tokens"], joined)

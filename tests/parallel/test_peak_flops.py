@@ -1,0 +1,15 @@
+from types import SimpleNamespace
+
+import jax
+
+from looped_jax.parallel.peak_flops import PEAK_BF16_FLOPS, peak_flops
+
+
+def test_a_known_accelerator_has_its_makers_number() -> None:
+    assert peak_flops(SimpleNamespace(device_kind="TPU v5p")) == 459e12
+    assert all(1e14 < flops < 1e16 for flops in PEAK_BF16_FLOPS.values())
+
+
+def test_a_cpu_is_measured_and_shared_by_its_emulated_devices() -> None:
+    flops = peak_flops(jax.devices()[0]) * len(jax.local_devices())
+    assert 1e9 < flops < 1e14  # Any CPU of this century.

@@ -1,0 +1,49 @@
+import json
+import pathlib
+
+from etils import epath
+from tensorboard_events import read_events
+
+from looped_jax.training.metrics import MetricsWriter, read_metrics
+
+
+def write(workdir: pathlib.Path, resumed_step: int, steps: range) -> None:
+    writer = MetricsWriter(epath.Path(workdir), resumed_step)
+    for step in steps:
+        writer.write(step, {"train/loss": 1 / step})
+        if step % 4 == 0 and not writer.evaluated(step):
+            writer.write(step, {"eval/x/loss": float(step)})
+    writer.sync()
+    writer.close()
+
+
+def test_a_resumed_run_leaves_the_file_as_if_never_stopped(tmp_path: pathlib.Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    write(whole, 0, range(1, 13))
+    write(stopped, 0, range(1, 8))
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "tr')
+    write(stopped, 4, range(5, 13))
+    assert (stopped / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+
+
+def test_an_evaluation_already_written_is_known_after_a_restart(tmp_path: pathlib.Path) -> None:
+    write(tmp_path, 0, range(1, 9))
+    writer = MetricsWriter(epath.Path(tmp_path), 8)
+    assert [step for step in range(10) if writer.evaluated(step)] == [4, 8]
+    writer.close()
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "a": 2.0}) + '\n{"step": 2')
+    assert read_metrics(epath.Path(tmp_path)) == [{"step": 1, "a": 2.0}]
+    assert read_metrics(epath.Path(tmp_path / "none")) == []
+
+
+def test_tensorboard_gets_the_same_scalars(tmp_path: pathlib.Path) -> None:
+    write(tmp_path, 0, range(1, 5))
+    scalars = read_events(tmp_path)
+    assert [step for name, step, _ in scalars if name == "train/loss"] == [1, 2, 3, 4]
+    assert ("eval/x/loss", 4, 4.0) in scalars
