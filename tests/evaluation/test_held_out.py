@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from looped_jax.data.pipeline import make_source
 from looped_jax.data.rows import answer_rows
 from looped_jax.data.text import PackedText
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
-from looped_jax.models.transformer import batch_logits
+from looped_jax.models.transformer import LoopedTransformer, batch_logits
 from looped_jax.parallel.mesh import make_mesh
 
 
@@ -32,7 +33,7 @@ class FixedRows:
         return {key: value[indices] for key, value in self._rows.items()}
 
 
-def greedy(model, params, inputs: list[int], count: int) -> list[int]:
+def greedy(model: LoopedTransformer, params: Any, inputs: list[int], count: int) -> list[int]:
     """Generates token by token, as a user of the model would."""
     tokens = list(inputs)
     forward = jax.jit(lambda t: model.apply({"params": params}, t))
@@ -68,7 +69,7 @@ def test_text_metrics_are_those_of_their_definitions(setup: tuple) -> None:
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     nats = -np.take_along_axis(log_p, rows["targets"][..., None], -1)[..., 0]
     total = (nats * rows["loss_weights"]).sum()
-    size = len("The quick brown fox.".encode()) + len("Ja, öfter.".encode())
+    size = len(b"The quick brown fox.") + len("Ja, öfter.".encode())
     tokens = size + 2  # Each document's EOS is predicted too, and is no byte.
     assert metrics["eval/text/loss"] == pytest.approx(total / tokens, rel=1e-5)
     assert metrics["eval/text/perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-5)

@@ -68,7 +68,7 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(
         (p for p in (copy / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().length
     )
     largest.write_bytes(b"\0" * 100)
-    with pytest.raises(RunError, match="cannot be read .*remove that folder to go on"):
+    with pytest.raises(RunError, match=r"cannot be read .*remove that folder to go on"):
         restore(copy, job.layout)
 
 

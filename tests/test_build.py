@@ -1,0 +1,82 @@
+"""BUILD says what there is: files, dependencies, tests."""
+
+import ast
+import itertools
+import pathlib
+import shutil
+import subprocess
+
+import pytest
+from conftest import ROOT
+
+SOURCES = ("looped_jax", "experiments", "benchmarks", "tests")
+
+
+def rules() -> dict[str, dict]:
+    """Rule name -> its kind and attributes. BUILD files are Python in syntax."""
+    found: dict[str, dict] = {}
+    for node in ast.parse((ROOT / "BUILD").read_text()).body:
+        if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)):
+            continue
+        call = node.value
+        attributes = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+        if "name" in attributes:
+            assert attributes["name"] not in found, "two rules of one name"
+            found[attributes["name"]] = {"kind": call.func.id, **attributes}
+    return found
+
+
+RULES = rules()
+OWNER = {src: name for name, rule in RULES.items() for src in rule["srcs"]}
+
+
+def module_file(module: str) -> str | None:
+    """The project's file behind an import, if it is one."""
+    path = module.replace(".", "/")
+    for candidate in (f"{path}.py", f"{path}/__init__.py", f"tests/{path}.py"):
+        if candidate in OWNER:
+            return candidate
+    return None
+
+
+def imported_rules(src: str) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / src).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {OWNER[file] for name in names if (file := module_file(name))}
+
+
+def test_every_file_is_in_exactly_one_rule() -> None:
+    files = {str(p.relative_to(ROOT)) for d in SOURCES for p in (ROOT / d).rglob("*.py")}
+    listed = list(itertools.chain.from_iterable(rule["srcs"] for rule in RULES.values()))
+    assert sorted(listed) == sorted(files)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_depends_on_what_its_sources_import(name: str) -> None:
+    rule = RULES[name]
+    imported = set.union(*(imported_rules(src) for src in rule["srcs"])) - {name}
+    declared = {dep.removeprefix(":") for dep in rule.get("deps", [])}
+    assert declared <= set(RULES)
+    if rule["kind"] == "py_test":
+        declared -= {"testing"}  # Fixtures and the environment, found by pytest.
+        imported -= {"testing"}
+    assert declared == imported
+
+
+def test_there_is_a_library_per_package_a_binary_and_a_test_per_test_file() -> None:
+    packages = {p.parent.name for p in (ROOT / "looped_jax").glob("*/__init__.py")}
+    assert packages <= {name for name, rule in RULES.items() if rule["kind"] == "py_library"}
+    assert RULES["main"]["kind"] == "py_binary"
+    for src in OWNER:
+        is_test = pathlib.Path(src).name.startswith("test_")
+        assert is_test == (RULES[OWNER[src]]["kind"] == "py_test")
+
+
+def test_bazel_understands_it() -> None:
+    if shutil.which("bazel") is None:
+        pytest.skip("Bazel is not installed here")
+    subprocess.run(["bazel", "query", "//..."], cwd=ROOT, check=True, capture_output=True)
