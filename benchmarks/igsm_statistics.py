@@ -27,7 +27,10 @@ def main() -> None:
     results = {}
     for name, values in columns.items():
         tenths = np.percentile(values, [10, 50, 90]).astype(int).tolist()
-        shares = {int(v): int(n) / COUNT for v, n in zip(*np.unique(values, return_counts=True))}
+        shares = {
+            int(v): int(n) / COUNT
+            for v, n in zip(*np.unique(values, return_counts=True), strict=True)
+        }
         results[name] = {
             "mean": float(values.mean()),
             "percentiles_10_50_90": tenths,

@@ -159,14 +159,13 @@ def _one_line(error: Exception) -> str:
 
 def _silence_storage() -> None:
     """Keeps stderr for our own one line: Orbax logs each of its failures, and when one write
-    fails the storage threads print that the event loop of the others has closed."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    if sys.excepthook is sys.__excepthook__:
-        sys.excepthook = _report_unless_loop_closed
+    fails the storage threads of the others complain that its event loop has closed."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _report_unless_loop_closed
 
 
-def _report_unless_loop_closed(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+def _report_unless_loop_closed(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
