@@ -19,7 +19,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import hypothesis
 import pytest
+
+# Machines are of all speeds, and the first example of a test may compile.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 
 
 @pytest.fixture

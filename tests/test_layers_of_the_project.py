@@ -59,9 +59,10 @@ def test_tensorflow_and_seqio_are_imported_only_inside_data() -> None:
             assert name.split(".")[0] not in ("tensorflow", "seqio", "tensorflow_datasets"), path
 
 
-def test_training_starts_without_tensorflow_or_seqio() -> None:
+@pytest.mark.parametrize("command", ["main", "tasks", "evaluate"])
+def test_a_command_starts_without_tensorflow_or_seqio(command: str) -> None:
     program = (
-        "import sys, looped_jax.main, looped_jax.tasks, looped_jax.evaluate\n"
+        f"import sys, looped_jax.{command}\n"
         "print([m for m in ('tensorflow', 'seqio', 'tensorflow_datasets') if m in sys.modules])"
     )
     done = subprocess.run(

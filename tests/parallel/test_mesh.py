@@ -81,5 +81,5 @@ def test_a_mesh_that_cannot_be_says_why(overrides: dict[str, int], message: str)
 
 
 def test_a_parameter_that_does_not_divide_is_named() -> None:
-    with pytest.raises(UserError, match=r"mlp.*up.*kernel.*does not divide over mesh axes"):
+    with pytest.raises(UserError, match=r"mlp.*kernel.*does not divide over mesh axes"):
         prepare(small_config(model__d_ff=33, mesh__data=4, mesh__tensor=2))

@@ -1,3 +1,4 @@
+import pathlib
 import shutil
 from typing import Any
 
@@ -64,9 +65,8 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(
 ) -> None:
     copy = epath.Path(tmp_path) / "checkpoints" / "4"
     shutil.copytree(workdir / "checkpoints" / "4", copy)
-    largest = max(
-        (p for p in (copy / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().length
-    )
+    files = (p for p in pathlib.Path(copy / "state").rglob("*") if p.is_file())
+    largest = max(files, key=lambda p: p.stat().st_size)
     largest.write_bytes(b"\0" * 100)
     with pytest.raises(RunError, match=r"cannot be read .*remove that folder to go on"):
         restore(copy, job.layout)
