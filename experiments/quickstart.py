@@ -20,8 +20,8 @@ def get_config() -> ConfigDict:
     config.data.targets = "running"
     config.model.update(d_model=64, num_heads=8, d_ff=256, tied_output=False)
     config.optimizer.update(name="adamw", learning_rate=8e-3, warmup_steps=200)
-    config.train.update(steps=2000, batch_size=128, log_every=100)
-    config.checkpoint.update(every=1000, keep=1)
+    config.train.update(steps=2400, batch_size=128, log_every=100)
+    config.checkpoint.update(every=1200, keep=1)
     config.eval.update(every=100, examples=2048, batch_size=512)
     config.variants = (
         ("base", (("model.plan", "1x1"),)),
