@@ -49,7 +49,7 @@ def main(overrides: dict[str, str]) -> None:
     evaluator = Evaluator(job.model, job.mesh, job.rules, _LOOPS.value)
     metrics: dict[str, float] = {"step": step}
     for held_out in sets:
-        metrics |= evaluator(state.params, held_out)
+        metrics |= evaluator(state.params, held_out) or {}
     print(json.dumps(metrics))
 
 

@@ -8,6 +8,7 @@ both wrong.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -65,12 +66,19 @@ class Evaluator:
         self._mesh, self._rules = mesh, rules
         self._sums = jax.jit(lambda params, batch: row_sums(model, params, batch, loops))
 
-    def __call__(self, params: Any, held_out: HeldOut) -> dict[str, float]:
+    def __call__(
+        self, params: Any, held_out: HeldOut, stop: Callable[[], bool] = lambda: False
+    ) -> dict[str, float] | None:
         """Returns eval/<name>/loss (nats per token) and either eval/<name>/accuracy (exact match,
-        0 to 1) or, for text, eval/<name>/perplexity and eval/<name>/bits_per_byte."""
+        0 to 1) or, for text, eval/<name>/perplexity and eval/<name>/bits_per_byte.
+
+        None if ``stop``, asked before every batch, says so.
+        """
         totals: dict[str, float] = {}
         with mesh_context(self._mesh, self._rules):
             for batch in held_out.batches:
+                if stop():
+                    return None
                 sums = self._sums(params, put_batch(batch, self._mesh))
                 for key, value in jax.device_get(sums).items():
                     totals[key] = totals.get(key, 0.0) + float(value)

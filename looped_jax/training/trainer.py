@@ -78,7 +78,7 @@ def claim_workdir(config: ConfigDict, workdir: epath.Path) -> None:
                 f"workdir {workdir} holds a run of another config ({'; '.join(differences)}); "
                 "choose another --workdir"
             )
-    elif workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    elif workdir.exists() and not (workdir.is_dir() and _unclaimed(workdir)):
         raise UserError(f"workdir {workdir} exists and is not a run; choose another --workdir")
     if jax.process_index() == 0:
         try:
@@ -88,6 +88,11 @@ def claim_workdir(config: ConfigDict, workdir: epath.Path) -> None:
             temporary.replace(path)
         except OSError as error:
             raise UserError(f"cannot write in workdir {workdir}: {error.strerror}") from error
+
+
+def _unclaimed(workdir: epath.Path) -> bool:
+    # A run killed while it claimed the workdir leaves at most the temporary file.
+    return all(path.name == "config.json.tmp" for path in workdir.iterdir())
 
 
 def held_out_sets(config: ConfigDict, split: str = "validation") -> list[HeldOut]:
@@ -233,7 +238,10 @@ class _Run:
             return False
         line: dict[str, float] = {}
         for held_out in self.held_out:
-            line |= self.evaluate(self.state.params, held_out)
+            metrics = self.evaluate(self.state.params, held_out, lambda: self.stop.received)
+            if metrics is None:
+                return False
+            line |= metrics
         self._write(line)
         return True
 

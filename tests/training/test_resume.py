@@ -131,6 +131,29 @@ def test_sigterm_saves_and_exits_0_and_the_run_goes_on_exactly(
     assert_same_run(workdir, never_stopped)
 
 
+def test_a_sigterm_during_evaluation_does_not_wait_for_its_end(
+    experiment: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "stopped"
+    long = ("--config.eval.examples=100000", "--config.eval.every=2")  # 6,250 batches.
+    process = start(experiment, workdir, *long)
+    wait_for_step(workdir, 2)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM at step 2, saved" in finish(process)
+    assert not any("eval/group_z7_n4/loss" in line for line in computed(workdir))
+    assert checkpoint(workdir, 2)["step"] == 2
+
+
+def test_a_run_killed_while_it_claimed_its_workdir_can_start_there(
+    experiment: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "claimed"
+    workdir.mkdir()
+    (workdir / "config.json.tmp").write_text('{"half":')
+    finish(start(experiment, workdir, "--config.train.steps=2"))
+
+
 def test_a_finished_run_is_left_alone(
     experiment: pathlib.Path, never_stopped: pathlib.Path
 ) -> None:
