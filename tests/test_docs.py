@@ -1,0 +1,37 @@
+"""What the documentation refers to is there."""
+
+import pathlib
+import re
+
+import pytest
+from conftest import ROOT
+
+from looped_jax.config import default_config, flatten
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_and_files_exist(page: pathlib.Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+    for path in re.findall(r"\b((?:experiments|tests|benchmarks|looped_jax)/[\w/]+\.py)\b", text):
+        assert (ROOT / path).exists() or "my_" in path, path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_config_keys_exist(page: pathlib.Path) -> None:
+    known = dict(flatten(default_config()))
+    sections = {key.rpartition(".")[0] for key in known} | set(known)
+    named = re.findall(r"config\.([a-z]\w*(?:\.\w+)*)[=`]", page.read_text())
+    for key in named:
+        # The one wrong key is shown as an example of the error.
+        assert key in known or key in sections or key == "train.step", key
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_modules_that_commands_run_exist(page: pathlib.Path) -> None:
+    for module in re.findall(r"python -m ((?:looped_jax|benchmarks)[\w.]+)", page.read_text()):
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
