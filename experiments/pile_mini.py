@@ -18,7 +18,7 @@ def get_config(plan: str = "4x3") -> ConfigDict:
     config.optimizer.update(
         name="adamw", learning_rate=3e-3, schedule="cosine", warmup_steps=100, weight_decay=0.1
     )
-    config.train.update(steps=600, batch_size=16, log_every=20)
+    config.train.update(steps=400, batch_size=16, log_every=20)
     config.checkpoint.update(every=100, keep=3)
     config.eval.update(every=100, examples=128)
     return config
