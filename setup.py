@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 CORE = [
     "absl-py",
+    "array_record>=0.8",
     "etils[epath]",
     "flax>=0.12",
     "grain>=0.2.12",
@@ -15,6 +16,7 @@ CORE = [
     "numpy>=1.26",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.20",
+    "sentencepiece>=0.2",
     "tensorboardX>=2.6",
     "tqdm",
     "zstandard",
@@ -24,7 +26,8 @@ EXTRAS = {
     "data": DATA,
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
-    "test": [*DATA, "hypothesis", "mypy", "pytest", "ruff"],
+    "tokenizers": ["tokenizers"],
+    "test": [*DATA, "hypothesis", "mypy", "pytest", "ruff", "tokenizers"],
     "bench": ["torch", "transformers"],
 }
 

@@ -41,7 +41,7 @@ def run(main: Callable[[dict[str, str]], None], argv: list[str] | None = None) -
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
-        _exit("interrupted; the same command goes on from the last checkpoint", 128 + signal.SIGINT)
+        _exit("interrupted; the same command goes on from what was saved", 128 + signal.SIGINT)
 
 
 def split_overrides(argv: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -88,11 +88,25 @@ def default_config() -> ConfigDict:
             task="addition",  # A synthetic task (python -m looped_jax.tasks --list) or `text`.
             length=0,  # Tokens per row; 0: the longest example of a synthetic task.
             targets="answer",  # answer | running (group composition: the product so far).
-            # For task = text: Pile-format JSON-lines shards.
+            # For task = text: a folder that looped_jax.prepare wrote, or (small data, packed in
+            # memory at every start) one of Pile-format shards; a local or remote path.
             path="",
             train_files="train-*.jsonl.zst",
             validation_files="val.jsonl.zst",
+            test_files="",
+            # bytes, a name in data/vocabularies, or a SentencePiece .model or tokenizer.json.
             vocabulary="bytes",
+            read_threads=1,  # Batches read at a time, ahead of the step; more for remote data.
+        )
+    )
+    config.prepare = ConfigDict(
+        dict(
+            seed=0,  # Of the global shuffle.
+            shards=0,  # ArrayRecord files of the training split; 0: one per 128 MB of source.
+            block_mb=16,  # Text that a process takes at a time; MiB.
+            workers=0,  # Processes; 0: one per core.
+            weights=(),  # (("ArXiv", 2.0), ...): copies of a component's documents; others 1.
+            seqio_module="",  # Imported so that the Task of data.path = "seqio:TASK" exists.
         )
     )
     config.optimizer = ConfigDict(
@@ -146,7 +160,6 @@ CHOICES = {
     "optimizer.name": ("adafactor", "adamw", "sgd"),
     "optimizer.schedule": ("cosine", "constant", "rsqrt"),
     "data.targets": ("answer", "running"),
-    "data.vocabulary": ("bytes",),
 }
 POSITIVE = (
     "model.d_model",
@@ -156,6 +169,8 @@ POSITIVE = (
     "train.batch_size",
     "train.grad_accumulation",
     "train.log_every",
+    "data.read_threads",
+    "prepare.block_mb",
     "checkpoint.every",
     "checkpoint.keep",
     "eval.every",
@@ -165,6 +180,9 @@ NOT_NEGATIVE = (
     "model.num_kv_heads",
     "model.vocab_size",
     "data.length",
+    "prepare.seed",
+    "prepare.shards",
+    "prepare.workers",
     "optimizer.learning_rate",
     "optimizer.warmup_steps",
     "optimizer.clip_norm",
@@ -180,7 +198,9 @@ OPERATIONAL_KEYS = (
     "model.remat",
     "model.unroll",
     "train.log_every",
-    "data.path",
+    "data.path",  # Checkpoints remember what was there.
+    "data.read_threads",
+    "prepare",
 )
 
 
@@ -190,7 +210,7 @@ def validate(config: ConfigDict) -> None:
         if get_key(config, key) not in choices:
             raise UserError(
                 f"config.{key}={get_key(config, key)!r} is not one of {', '.join(choices)}"
-                + _nearest(str(get_key(config, key)), choices)
+                + nearest(str(get_key(config, key)), choices)
             )
     for key in POSITIVE:
         if get_key(config, key) <= 0:
@@ -219,6 +239,17 @@ def validate(config: ConfigDict) -> None:
             f"config.train.grad_accumulation={train.grad_accumulation} does not divide "
             f"config.train.batch_size={train.batch_size}"
         )
+    for weight in config.prepare.weights:
+        if not (
+            len(weight) == 2
+            and isinstance(weight[0], str)
+            and isinstance(weight[1], (int, float))
+            and 0 <= weight[1] < float("inf")
+        ):
+            raise UserError(
+                f"config.prepare.weights: {weight!r} is not (component, copies), "
+                "e.g. (('ArXiv', 2.0), ('Github', 0.5))"
+            )
     if config.mesh.sequence != 1:
         raise UserError(
             "config.mesh.sequence is reserved: sequence parallelism is not available yet, set 1"
@@ -259,7 +290,7 @@ def set_key(config: ConfigDict, dotted_key: str, value: Any) -> None:
     """Sets a dotted key; UserError if it does not exist or the type is wrong."""
     known = dict(flatten(config))
     if dotted_key not in known:
-        raise UserError(f"config has no key {dotted_key!r}" + _nearest(dotted_key, known))
+        raise UserError(f"config has no key {dotted_key!r}" + nearest(dotted_key, known))
     old = known[dotted_key]
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -323,7 +354,7 @@ def load_experiment(spec: str, overrides: Mapping[str, str] | None = None) -> Co
         siblings = (
             [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
         )
-        raise UserError(f"no experiment file {path_text}" + _nearest(path_text, siblings))
+        raise UserError(f"no experiment file {path_text}" + nearest(path_text, siblings))
     get_config = _load_module(path).__dict__.get("get_config")
     if get_config is None:
         raise UserError(f"{path} defines no get_config()")
@@ -387,7 +418,8 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-def _nearest(name: str, known: Any) -> str:
+def nearest(name: str, known: Any) -> str:
+    """`; did you mean 'x'?` for messages, or nothing if no known name is near."""
     matches = difflib.get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.5)
     if not matches:  # A right leaf under a wrong section is the other common slip.
         leaf = name.rsplit(".", 1)[-1]

@@ -14,10 +14,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from looped_jax.config import UserError
-from looped_jax.data.rows import Rows, RowSource, answer_rows
+from looped_jax.data.rows import TRAIN_KEYS, Rows, RowSource, answer_rows
 from looped_jax.data.tasks import get_task
 from looped_jax.data.tasks.base import SyntheticTask
-from looped_jax.data.text import BYTE_VOCAB_SIZE, PackedText, find_shards
+from looped_jax.data.text import check_files, text_rows, text_vocab_size
 
 PREFETCHED_BATCHES = 4
 
@@ -36,6 +36,11 @@ class TaskRows:
     @property
     def vocab_size(self) -> int:
         return self.task.vocabulary.size
+
+    @property
+    def fingerprint(self) -> str:
+        """The config says all there is to know."""
+        return ""
 
     def rows(self, indices: np.ndarray) -> Rows:
         """See data/rows.py."""
@@ -64,7 +69,7 @@ def data_spec(config: ConfigDict) -> DataSpec:
         others = [name for name in config.eval.tasks if name != "text"]
         if others:
             raise UserError(f"config.eval.tasks: {others[0]} cannot be evaluated on a text model")
-        return DataSpec(config.data.length, BYTE_VOCAB_SIZE)
+        return DataSpec(config.data.length, text_vocab_size(config))
     task = get_task(config.data.task)
     if config.data.targets == "running" and not task.has_running_targets:
         raise UserError(f"config.data.targets='running': task {task.name} has no running targets")
@@ -85,20 +90,26 @@ def make_source(config: ConfigDict, split: str, task_name: str = "") -> RowSourc
     task_name = task_name or config.data.task
     length = data_spec(config).length
     if task_name == "text":
-        patterns = {"train": config.data.train_files, "validation": config.data.validation_files}
-        if split not in patterns:
-            raise UserError(f"text has no {split} split; it has {', '.join(patterns)}")
-        shards = find_shards(config.data.path, patterns[split])
-        return PackedText.from_shards(shards, length)
+        return text_rows(config, split)
     running = config.data.targets == "running"
     return TaskRows(get_task(task_name), split, config.seed, length, running)
 
 
-def check_files(config: ConfigDict) -> None:
-    """UserError if text shards are missing: before anything is compiled or written."""
+def check_data(config: ConfigDict) -> None:
+    """UserError if text is missing or another one: before anything is compiled or written."""
     if config.data.task == "text":
-        find_shards(config.data.path, config.data.train_files)
-        find_shards(config.data.path, config.data.validation_files)
+        check_files(config)
+
+
+def announce_epochs(source: RowSource, config: ConfigDict) -> str | None:
+    """What to say before the first step if a run reads its rows more than once."""
+    asked = config.train.steps * config.train.batch_size
+    if source.num_rows is None or asked <= source.num_rows:
+        return None
+    return (
+        f"{config.train.steps:,} steps of {config.train.batch_size} rows read {asked:,} rows; the "
+        f"data has {source.num_rows:,}: {asked / source.num_rows:.2f} epochs, each in another order"
+    )
 
 
 class _Batches(grain.sources.RandomAccessDataSource):
@@ -118,40 +129,66 @@ class _Batches(grain.sources.RandomAccessDataSource):
 
     def __getitem__(self, step: int) -> Rows:
         places = step * self._batch_size + self._local
-        return self._source.rows(np.array([self._order(int(place)) for place in places]))
+        rows = self._source.rows(np.array([self._order(int(place)) for place in places]))
+        return {key: rows[key] for key in TRAIN_KEYS}
+
+
+@dataclasses.dataclass
+class TrainBatches:
+    """An endless iterator over a process's batches, whose position a checkpoint holds."""
+
+    iterator: grain.DatasetIterator
+    fingerprint: str  # Of the data; see RowSource.
+
+    def __next__(self) -> Rows:
+        return next(self.iterator)
+
+    def state(self) -> dict[str, Any]:
+        """The position, for a checkpoint; the same in every process."""
+        return {"iterator": dict(self.iterator.get_state()), "fingerprint": self.fingerprint}
+
+    def set_state(self, state: dict[str, Any], same_data: bool = True) -> None:
+        """Goes to a position; UserError if it is one in other data and ``same_data`` is asked."""
+        if same_data and state["fingerprint"] != self.fingerprint:
+            raise UserError(
+                "the data at config.data.path is not what this run was trained on (its rows or "
+                "their order differ); give the path of that data, or choose another --workdir"
+            )
+        self.iterator.set_state(state["iterator"])
 
 
 def train_batches(
     source: RowSource, config: ConfigDict, process: int = 0, processes: int = 1
-) -> grain.DatasetIterator:
-    """An endless iterator over batches of rows [B / processes, T], with get_state and set_state."""
+) -> TrainBatches:
+    """An endless iterator over batches of rows [B / processes, T]."""
     share = config.train.batch_size // processes
     rows = slice(process * share, (process + 1) * share)
     batches = _Batches(source, config.train.batch_size, config.seed, rows)
-    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCHED_BATCHES)
-    return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+    threads = config.data.read_threads
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(PREFETCHED_BATCHES, threads)
+    )
+    iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+    return TrainBatches(iterator, source.fingerprint)
 
 
-def eval_batches(source: RowSource, examples: int, batch_size: int) -> list[Rows]:
-    """The first ``examples`` rows (or all there are), in batches of equal size.
+def eval_batches(
+    source: RowSource, examples: int, batch_size: int, process: int = 0, processes: int = 1
+) -> list[Rows]:
+    """This process's rows of the first ``examples`` rows (or all there are), in equal batches.
 
     The last batch is filled with rows of weight 0, whose `answer` is empty.
     """
     count = examples if source.num_rows is None else min(examples, source.num_rows)
+    share = batch_size // processes
     batches = []
     for start in range(0, count, batch_size):
-        indices = np.arange(start, min(start + batch_size, count))
-        rows = source.rows(indices)
-        missing = batch_size - len(indices)
-        batches.append({k: np.pad(v, ((0, missing), (0, 0))) for k, v in rows.items()})
+        first = start + process * share
+        there = np.arange(first, min(first + share, count))
+        # A process without any row of this batch still needs the arrays' shapes.
+        rows = source.rows(there if len(there) else np.array([0]))
+        missing = share - len(there)
+        batches.append(
+            {k: np.pad(v[: len(there)], ((0, missing), (0, 0))) for k, v in rows.items()}
+        )
     return batches
-
-
-def state_to_json(iterator: grain.DatasetIterator) -> dict[str, Any]:
-    """The iterator's position, for a checkpoint."""
-    return dict(iterator.get_state())
-
-
-def set_state_from_json(iterator: grain.DatasetIterator, state: dict[str, Any]) -> None:
-    """Puts the iterator where it was when ``state`` was taken."""
-    iterator.set_state(state)

@@ -7,6 +7,9 @@ A row source answers `rows(indices)` with a dictionary of arrays of shape [N, T]
   answer        bool   the positions that must all be right for an exact match
   segment_ids   int32  document number within the row from 1; 0 is padding
   positions     int32  position within the document
+and, where it is text, for evaluation:
+  group         int32  index of the component (of the Pile, say) that a token belongs to
+  target_bytes  int32  bytes of text behind the target
 """
 
 from typing import Protocol
@@ -14,6 +17,9 @@ from typing import Protocol
 import numpy as np
 
 Rows = dict[str, np.ndarray]
+
+# What a training step needs; exact match, components and bytes are for evaluation.
+TRAIN_KEYS = ("tokens", "targets", "loss_weights", "segment_ids", "positions")
 
 PAD, BOS, EOS = 0, 1, 2
 FIRST_FREE_ID = 3
@@ -35,6 +41,11 @@ class RowSource(Protocol):
     @property
     def vocab_size(self) -> int:
         """V, ids in use."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells apart sources whose rows differ although their configs agree."""
         ...
 
     def rows(self, indices: np.ndarray) -> Rows:

@@ -1,176 +1,170 @@
-"""Real text: Pile-format JSON-lines shards -> byte tokens -> packed rows.
+"""Text as a row source: prepared data on disk, or small raw shards packed in memory.
 
-A shard is `*.jsonl.zst`, `*.jsonl.gz` or `*.jsonl`, one `{"text": …}` a line. A document
-becomes `BOS bytes EOS`; its next-token pairs are laid end to end with those of the others and
-cut into rows, so that every token is predicted exactly once: a document that does not fit
-continues in the next row as a new segment, positions from 0 again.
-
-This reads the shards into memory when a run starts, which suits up to some hundred MB.
+Both give the rows of data/packing.py. Which one config.data.path is, its manifest says.
 """
 
 import dataclasses
-import gzip
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
-import zstandard
 from etils import epath
+from ml_collections import ConfigDict
 
-from looped_jax.config import UserError
-from looped_jax.data.rows import BOS, EOS, FIRST_FREE_ID, Rows
+from looped_jax.config import RunError, UserError
+from looped_jax.data.documents import Document, Shards, parse
+from looped_jax.data.manifest import Manifest, is_prepared, read_manifest
+from looped_jax.data.packing import RowReader, component_id, pack, token_dtype
+from looped_jax.data.rows import Rows
+from looped_jax.data.vocabulary import Vocabulary, fingerprint, load_vocabulary
 
-BYTE_VOCAB_SIZE = FIRST_FREE_ID + 256
-_CHUNK = 1 << 20
-
-
-def byte_tokens(text: str) -> np.ndarray:
-    """UTF-8 bytes, each as FIRST_FREE_ID + byte."""
-    return np.frombuffer(text.encode("utf-8"), dtype=np.uint8).astype(np.int32) + FIRST_FREE_ID
-
-
-def decode_bytes(tokens: np.ndarray) -> str:
-    """Inverse of byte_tokens; PAD, BOS and EOS have no text."""
-    tokens = np.asarray(tokens)
-    return (
-        (tokens[tokens >= FIRST_FREE_ID] - FIRST_FREE_ID)
-        .astype(np.uint8)
-        .tobytes()
-        .decode("utf-8", errors="replace")
-    )
+_BLOCK = 1 << 24
+SPLITS = ("train", "validation", "test")
 
 
-def find_shards(path: str, pattern: str) -> list[epath.Path]:
-    """The shards below ``path`` that match, sorted; UserError if there are none."""
-    how = (
-        "set --config.data.path to a folder of Pile-format shards (*.jsonl.zst, one "
-        '{"text": …} a line; docs/data.md says where to get or how to make them)'
-    )
-    if not path:
-        raise UserError(f"config.data.path is not set; {how}")
-    root = epath.Path(path)
-    if not root.is_dir():
-        raise UserError(f"config.data.path={path} is not a folder; {how}")
-    shards = sorted(root.glob(pattern))
-    if not shards:
-        raise UserError(f"no {pattern} in config.data.path={path}; {how}")
-    return shards
+class Records(Protocol):
+    """Random access to stored rows."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[bytes]: ...
 
 
-def read_documents(shard: epath.Path) -> Iterator[str]:
-    """The documents of one shard.
+class InMemory(list[bytes]):
+    """Stored rows in a list."""
 
-    UserError names the shard, and the line where there is one, if it is empty, corrupt or
-    truncated, if a line is not UTF-8 or not JSON, or if it has no text.
-    """
-    line_number = 0
-    for line_number, line in enumerate(_lines(shard), start=1):
-        where = f"{shard}, line {line_number}"
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where}: not UTF-8 at byte {error.start} of the line") from error
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error.msg})") from error
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise UserError(f'{where}: no "text" field with a string')
-        try:
-            record["text"].encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(f"{where}: text holds a lone surrogate, so is not Unicode") from error
-        yield record["text"]
-    if line_number == 0:
-        raise UserError(f"{shard}: empty")
-
-
-def _lines(shard: epath.Path) -> Iterator[bytes]:
-    pending, number = b"", 0
-    for chunk in _decompressed(shard):
-        if isinstance(chunk, Exception):
-            raise UserError(f"{shard}, after line {number}: {chunk}") from chunk
-        *lines, pending = (pending + chunk).split(b"\n")
-        for line in lines:
-            number += 1
-            yield line
-    if pending:
-        yield pending
-
-
-def _decompressed(shard: epath.Path) -> Iterator[bytes | Exception]:
-    """Chunks of a shard's content; last an exception if it is corrupt or truncated."""
-    with shard.open("rb") as file:
-        if shard.suffix == ".zst":
-            # The stream reader takes a truncated frame for a finished one, so look at `eof`.
-            decoder = zstandard.ZstdDecompressor().decompressobj()
-            fresh = True
-            while chunk := file.read(_CHUNK):
-                while chunk:
-                    try:
-                        yield decoder.decompress(chunk)
-                    except zstandard.ZstdError as error:
-                        yield ValueError(f"corrupt zstd data ({error})")
-                        return
-                    fresh, chunk = False, b""
-                    if decoder.eof:  # Another frame may follow.
-                        chunk = decoder.unused_data
-                        decoder, fresh = zstandard.ZstdDecompressor().decompressobj(), True
-            if not fresh:
-                yield ValueError("truncated zstd data")
-        elif shard.suffix == ".gz":
-            try:
-                with gzip.open(file) as unzipped:
-                    while chunk := unzipped.read(_CHUNK):
-                        yield chunk
-            except (EOFError, OSError) as error:
-                yield ValueError(f"corrupt or truncated gzip data ({error})")
-        else:
-            while chunk := file.read(_CHUNK):
-                yield chunk
+    def __getitems__(self, indices: Sequence[int]) -> Sequence[bytes]:
+        return [self[i] for i in indices]
 
 
 @dataclasses.dataclass(frozen=True)
-class PackedText:
-    """Row source over documents packed into rows of ``length`` tokens."""
+class TextRows:
+    """Row source over stored rows."""
 
-    tokens: np.ndarray  # uint16 [pairs]: what is read; targets[i] follows tokens[i].
-    targets: np.ndarray  # uint16 [pairs]
-    starts: np.ndarray  # int64 [documents]: where each document's pairs start.
-    length: int
-    vocab_size: int = BYTE_VOCAB_SIZE
-
-    @classmethod
-    def from_shards(cls, shards: list[epath.Path], length: int) -> "PackedText":
-        """Reads, tokenises and packs; see read_documents for the errors."""
-        return cls.from_documents((text for s in shards for text in read_documents(s)), length)
-
-    @classmethod
-    def from_documents(cls, documents: Iterator[str], length: int) -> "PackedText":
-        """Packs documents in the order given."""
-        read, predict = [], []
-        for text in documents:
-            tokens = np.concatenate([[BOS], byte_tokens(text), [EOS]]).astype(np.uint16)
-            read.append(tokens[:-1])
-            predict.append(tokens[1:])
-        starts = np.cumsum([0] + [len(part) for part in read[:-1]])
-        return cls(np.concatenate(read), np.concatenate(predict), starts, length)
+    name: str  # Of the folder, for messages.
+    records: Records
+    reader: RowReader
+    fingerprint: str  # Equal for equal rows in equal order.
 
     @property
     def num_rows(self) -> int:
-        """The last row is padded."""
-        return -(-len(self.tokens) // self.length)
+        return len(self.records)
+
+    @property
+    def length(self) -> int:
+        return self.reader.length
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.reader.bytes_of_id)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Names that `group` in the rows refers to."""
+        return self.reader.components
 
     def rows(self, indices: np.ndarray) -> Rows:
-        """See data/rows.py. Segments are numbered from 1 within the row."""
-        at = np.asarray(indices)[:, None] * self.length + np.arange(self.length)
-        real = at < len(self.tokens)
-        at = np.minimum(at, len(self.tokens) - 1)
-        document = np.searchsorted(self.starts, at, side="right")
-        first = np.maximum(self.starts[document - 1], at[:, :1])  # Of the segment in this row.
-        return {
-            "tokens": (self.tokens[at] * real).astype(np.int32),
-            "targets": (self.targets[at] * real).astype(np.int32),
-            "loss_weights": real.astype(np.float32),
-            "answer": np.zeros_like(real),
-            "segment_ids": ((document - document[:, :1] + 1) * real).astype(np.int32),
-            "positions": ((at - first) * real).astype(np.int32),
-        }
+        """See data/rows.py. RunError if a shard cannot be read."""
+        try:
+            records = self.records.__getitems__([int(i) for i in indices])
+        except Exception as error:  # Whatever the storage layer raises.
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise RunError(f"prepared data {self.name} cannot be read ({reason})") from error
+        return self.reader.rows(records)
+
+
+def patterns(config: ConfigDict) -> dict[str, str]:
+    """Split -> the pattern of its raw shards, for the splits that have one."""
+    named = {split: config.data[f"{split}_files"] for split in SPLITS}
+    return {split: pattern for split, pattern in named.items() if pattern}
+
+
+def open_prepared(config: ConfigDict) -> Manifest | None:
+    """The manifest behind config.data.path, None for raw shards.
+
+    UserError if the data was prepared with another vocabulary or length than the config's.
+    """
+    folder = epath.Path(config.data.path)
+    if not config.data.path or not is_prepared(folder):
+        return None
+    manifest = read_manifest(folder)
+    recipe = manifest.recipe
+    if recipe["length"] != config.data.length:
+        raise UserError(
+            f"config.data.length={config.data.length}, but {folder} was prepared with length "
+            f"{recipe['length']}"
+        )
+    if recipe["vocabulary"]["sha256"] != fingerprint(config.data.vocabulary):
+        raise UserError(
+            f"config.data.vocabulary={config.data.vocabulary!r} is not the vocabulary that "
+            f"{folder} was prepared with ({recipe['vocabulary']['name']!r}, "
+            f"{recipe['vocabulary']['size']} ids, sha256 {recipe['vocabulary']['sha256'][:12]}…)"
+        )
+    return manifest
+
+
+def text_vocab_size(config: ConfigDict) -> int:
+    """V of config.data.vocabulary, from the manifest where there is one."""
+    manifest = open_prepared(config)
+    if manifest is not None:
+        return int(manifest.recipe["vocabulary"]["size"])
+    return load_vocabulary(config.data.vocabulary).size
+
+
+def check_files(config: ConfigDict) -> None:
+    """UserError if what a run reads is missing: before anything is compiled or written."""
+    manifest = open_prepared(config)
+    for split, pattern in patterns(config).items():
+        if split == "test":  # A run does not read it.
+            continue
+        if manifest is not None:
+            manifest.shards(split)
+        else:
+            Shards.find(config.data.path, pattern)
+
+
+def text_rows(config: ConfigDict, split: str) -> TextRows:
+    """The rows of a split; see open_prepared and data/documents.py for the errors."""
+    manifest = open_prepared(config)
+    if manifest is not None:
+        return _prepared_rows(manifest, split)
+    if split not in patterns(config):
+        raise UserError(f"text has no {split} split: config.data.{split}_files is empty")
+    shards = Shards.find(config.data.path, patterns(config)[split])
+    documents = (document for block in shards.blocks(_BLOCK) for document in parse(block))
+    identity = [(path.name, path.stat().length) for path in shards.paths]
+    vocabulary = load_vocabulary(config.data.vocabulary)
+    return pack_in_memory(documents, vocabulary, config.data.length, config.data.path, identity)
+
+
+def pack_in_memory(
+    documents: Iterable[Document],
+    vocabulary: Vocabulary,
+    length: int,
+    name: str = "memory",
+    identity: Any = None,
+) -> TextRows:
+    """Tokenises and packs documents in the order given."""
+    components: set[str] = set()
+
+    def encoded() -> Iterable[tuple[np.ndarray, int]]:
+        for document in documents:
+            components.add(document.component)
+            yield vocabulary.encode(document.text), component_id(document.component)
+
+    records = InMemory(pack(encoded(), length, token_dtype(vocabulary.size)))
+    reader = RowReader(length, tuple(sorted(components)), vocabulary.bytes_of_id)
+    recipe = json.dumps([identity, vocabulary.fingerprint, length])
+    return TextRows(name, records, reader, hashlib.sha256(recipe.encode()).hexdigest())
+
+
+def _prepared_rows(manifest: Manifest, split: str) -> TextRows:
+    import grain
+
+    shards = [str(path) for path in manifest.shards(split)]
+    components = tuple(sorted(manifest.splits[split]["components"]))
+    reader = RowReader(manifest.recipe["length"], components, manifest.bytes_of_id)
+    records = grain.sources.ArrayRecordDataSource(shards)
+    return TextRows(str(manifest.folder), records, reader, manifest.fingerprint)

@@ -13,31 +13,43 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from looped_jax.data.pipeline import eval_batches
-from looped_jax.data.rows import FIRST_FREE_ID, Rows, RowSource
+from looped_jax.data.rows import Rows, RowSource
+from looped_jax.data.text import TextRows
 from looped_jax.models.transformer import LoopedTransformer, batch_logits
 from looped_jax.parallel.mesh import mesh_context, put_batch
 
 
 def row_sums(
-    model: LoopedTransformer, params: Any, batch: dict[str, jax.Array], loops: int | None
+    model: LoopedTransformer,
+    params: Any,
+    batch: dict[str, jax.Array],
+    loops: int | None,
+    groups: int,
 ) -> dict[str, jax.Array]:
-    """Sums over a batch: cross-entropy and weight, rows with an answer and rows right, bytes."""
+    """Sums over a batch: rows with an answer and rows right; cross-entropy, weight and bytes of
+    text, each as an array over ``groups`` components."""
     logits_BTV = batch_logits(model, params, batch, loops)
     xent_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
     right_BT = jnp.argmax(logits_BTV, axis=-1) == batch["targets"]
     asked_B = jnp.any(batch["answer"], axis=1)
     right_B = jnp.all(right_BT | ~batch["answer"], axis=1) & asked_B
-    counted_BT = batch["loss_weights"] > 0
+    nothing_BT = jnp.zeros_like(batch["targets"])
+    group_BT = batch.get("group", nothing_BT)
+
+    def by_group(values_BT: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(values_BT.reshape(-1), group_BT.reshape(-1), groups)
+
     return {
-        "xent": jnp.sum(xent_BT * batch["loss_weights"]),
-        "weight": jnp.sum(batch["loss_weights"]),
         "asked": jnp.sum(asked_B),
         "right": jnp.sum(right_B),
-        "bytes": jnp.sum(counted_BT & (batch["targets"] >= FIRST_FREE_ID)),
+        "xent": by_group(xent_BT * batch["loss_weights"]),
+        "weight": by_group(batch["loss_weights"]),
+        "bytes": by_group(batch.get("target_bytes", nothing_BT)),
     }
 
 
@@ -47,46 +59,64 @@ class HeldOut:
 
     name: str
     batches: tuple[Rows, ...]
+    components: tuple[str, ...] = ("",)  # Parts of a text that are also reported one by one.
 
     @classmethod
     def from_source(
         cls, name: str, source: RowSource, examples: int, batch_size: int, process: int, of: int
     ) -> "HeldOut":
         """The first ``examples`` rows of a source; this process's share of each batch."""
-        share = batch_size // of
-        local = slice(process * share, (process + 1) * share)
-        batches = eval_batches(source, examples, batch_size)
-        return cls(name, tuple({k: v[local] for k, v in b.items()} for b in batches))
+        batches = tuple(eval_batches(source, examples, batch_size, process, of))
+        return cls(name, batches, source.components if isinstance(source, TextRows) else ("",))
 
 
 class Evaluator:
-    """Evaluates parameters of one model; compiled once."""
+    """Evaluates parameters of one model; compiled once per number of components."""
 
     def __init__(self, model: LoopedTransformer, mesh: Mesh, rules: Any, loops: int | None = None):
         self._mesh, self._rules = mesh, rules
-        self._sums = jax.jit(lambda params, batch: row_sums(model, params, batch, loops))
+        self._sums = jax.jit(
+            lambda params, batch, groups: row_sums(model, params, batch, loops, groups),
+            static_argnums=2,
+        )
 
     def __call__(
         self, params: Any, held_out: HeldOut, stop: Callable[[], bool] = lambda: False
     ) -> dict[str, float] | None:
         """Returns eval/<name>/loss (nats per token) and either eval/<name>/accuracy (exact match,
-        0 to 1) or, for text, eval/<name>/perplexity and eval/<name>/bits_per_byte.
+        0 to 1) or, for text, eval/<name>/perplexity and eval/<name>/bits_per_byte, then the same
+        three for every component, eval/<name>/<component>/loss and so on.
 
         None if ``stop``, asked before every batch, says so.
         """
-        totals: dict[str, float] = {}
+        totals: dict[str, Any] = {}
         with mesh_context(self._mesh, self._rules):
             for batch in held_out.batches:
                 if stop():
                     return None
-                sums = self._sums(params, put_batch(batch, self._mesh))
+                sums = self._sums(params, put_batch(batch, self._mesh), len(held_out.components))
                 for key, value in jax.device_get(sums).items():
-                    totals[key] = totals.get(key, 0.0) + float(value)
-        loss = totals["xent"] / totals["weight"]
-        metrics = {"loss": loss}
+                    totals[key] = totals.get(key, 0.0) + value.astype(np.float64)
+        prefix = f"eval/{held_out.name}"
         if totals["asked"]:
-            metrics["accuracy"] = totals["right"] / totals["asked"]
-        else:
-            metrics["perplexity"] = math.exp(min(loss, 700.0))  # exp(710) has no float.
-            metrics["bits_per_byte"] = totals["xent"] / math.log(2) / totals["bytes"]
-        return {f"eval/{held_out.name}/{key}": value for key, value in metrics.items()}
+            loss = totals["xent"].sum() / totals["weight"].sum()
+            accuracy = totals["right"] / totals["asked"]
+            return {f"{prefix}/loss": float(loss), f"{prefix}/accuracy": float(accuracy)}
+        xent, weight, size = totals["xent"], totals["weight"], totals["bytes"]
+        metrics = _text_metrics(prefix, xent.sum(), weight.sum(), size.sum())
+        if len(held_out.components) > 1:
+            for i, component in enumerate(held_out.components):
+                if weight[i]:  # Not every component need be among the rows evaluated.
+                    metrics |= _text_metrics(f"{prefix}/{component}", xent[i], weight[i], size[i])
+        return metrics
+
+
+def _text_metrics(prefix: str, xent: float, tokens: float, size: float) -> dict[str, float]:
+    loss = float(xent / tokens)
+    metrics = {
+        f"{prefix}/loss": loss,
+        f"{prefix}/perplexity": math.exp(min(loss, 700.0)),  # exp(710) has no float.
+    }
+    if size:  # None where all that is predicted are ends of empty documents.
+        metrics[f"{prefix}/bits_per_byte"] = float(xent / math.log(2) / size)
+    return metrics

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 from ml_collections import ConfigDict
 
+from looped_jax.config import UserError
 from looped_jax.models.attention import causal_attention
 from looped_jax.models.loop_plan import LoopPlan
 
@@ -50,7 +51,15 @@ class ModelConfig:
 
     @classmethod
     def from_config(cls, model: ConfigDict, *, vocab_size: int, max_length: int) -> "ModelConfig":
-        """Resolves config.model for data with this vocabulary and row length."""
+        """Resolves config.model for data with this vocabulary and row length.
+
+        UserError if config.model.vocab_size is less than the data's.
+        """
+        if 0 < model.vocab_size < vocab_size:
+            raise UserError(
+                f"config.model.vocab_size={model.vocab_size} is less than the data's vocabulary of "
+                f"{vocab_size}; 0 takes the data's"
+            )
         fields = {**model.to_dict(), "max_length": max_length}
         fields["plan"] = LoopPlan.parse(model.plan)
         fields["vocab_size"] = model.vocab_size or 8 * -(-vocab_size // 8)

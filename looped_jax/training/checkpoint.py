@@ -10,13 +10,12 @@ import sys
 from types import TracebackType
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
 from looped_jax.config import RunError, UserError
-from looped_jax.data.pipeline import set_state_from_json, state_to_json
+from looped_jax.data.pipeline import TrainBatches
 from looped_jax.training.state import StateLayout, TrainState
 
 
@@ -61,11 +60,11 @@ class Checkpointer:
         )
 
     def save(
-        self, step: int, state: TrainState, batches: grain.DatasetIterator, config: dict[str, Any]
+        self, step: int, state: TrainState, batches: TrainBatches, config: dict[str, Any]
     ) -> None:
         """Starts saving; the state is copied out before this returns. RunError if it, or the
         save before it, fails."""
-        meta = {"step": step, "data": state_to_json(batches), "config": config}
+        meta = {"step": step, "data": batches.state(), "config": config}
         self.wait()
         self._saving = step
         try:
@@ -96,7 +95,7 @@ class Checkpointer:
             f"{self.describe_latest()}; make room and start the same command again"
         )
 
-    def restore(self, step: int, layout: StateLayout, batches: grain.DatasetIterator) -> TrainState:
+    def restore(self, step: int, layout: StateLayout, batches: TrainBatches) -> TrainState:
         """The state saved at ``step`` on this mesh; sets ``batches`` to its position."""
         return restore(self.directory / str(step), layout, batches)
 
@@ -109,10 +108,16 @@ def saved_steps(workdir: epath.Path) -> list[int]:
 
 
 def restore(
-    path: epath.Path, layout: StateLayout, batches: grain.DatasetIterator | None = None
+    path: epath.Path,
+    layout: StateLayout,
+    batches: TrainBatches | None = None,
+    same_data: bool = True,
 ) -> TrainState:
-    """Restores `RUN/checkpoints/STEP` onto this mesh; UserError if there is none, or if it is
-    of another model or optimizer, RunError if it is damaged."""
+    """Restores `RUN/checkpoints/STEP` onto this mesh, and ``batches`` to its position.
+
+    UserError if there is none, if it is of another model or optimizer, or, with ``same_data``, of
+    other data; RunError if it is damaged.
+    """
     _silence_storage()
     if not (path / "state").is_dir():
         raise UserError(f"no checkpoint at {path}; it must be RUN/checkpoints/STEP")
@@ -132,7 +137,7 @@ def restore(
                 "the one before it"
             ) from error
     if batches is not None:
-        set_state_from_json(batches, meta["data"])
+        batches.set_state(meta["data"], same_data)
     return state
 
 

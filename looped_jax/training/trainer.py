@@ -23,7 +23,14 @@ from tqdm import tqdm
 
 from looped_jax import config as config_lib
 from looped_jax.config import Preempted, RunError, UserError
-from looped_jax.data.pipeline import check_files, data_spec, make_source, train_batches
+from looped_jax.data.pipeline import (
+    announce_epochs,
+    check_data,
+    data_spec,
+    make_source,
+    train_batches,
+)
+from looped_jax.data.rows import Rows
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
 from looped_jax.models.flops import train_flops
 from looped_jax.models.layers import ModelConfig
@@ -54,7 +61,7 @@ class Job:
 
 def prepare(config: ConfigDict) -> Job:
     """Builds all that a run needs; UserError for whatever cannot work."""
-    check_files(config)
+    check_data(config)
     spec = data_spec(config)
     model = LoopedTransformer(
         ModelConfig.from_config(config.model, vocab_size=spec.vocab_size, max_length=spec.length)
@@ -146,6 +153,7 @@ class _Run:
         self.checkpointer, self.stop = checkpointer, stop
         source = make_source(self.config, "train")
         self.batches = train_batches(source, self.config, jax.process_index(), jax.process_count())
+        self.epochs = announce_epochs(source, self.config)
         self.state = self._first_state()
         self.step = int(self.state.step)
         self.held_out = held_out_sets(self.config)
@@ -168,11 +176,13 @@ class _Run:
             return self.checkpointer.restore(latest, self.job.layout, self.batches)
         if self.config.train.start_from:
             path = epath.Path(self.config.train.start_from)
-            return restore(path, self.job.layout, self.batches)
+            return restore(path, self.job.layout, self.batches, same_data=False)
         job = self.job
         return init_state(job.model, job.optimizer, self.config.seed, job.layout)
 
     def go(self) -> None:
+        if self.epochs and jax.process_index() == 0:
+            print(self.epochs, file=sys.stderr)
         interactive = sys.stderr.isatty()
         bar = tqdm(
             total=self.config.train.steps,
@@ -198,7 +208,7 @@ class _Run:
         while self.step < self.config.train.steps:
             if self.stop.received:
                 self._leave()
-            batch = put_batch(next(self.batches), self.job.mesh)
+            batch = put_batch(self._next_rows(), self.job.mesh)
             self.state, scalars = self.train_step(self.state, batch)
             # Looked at one step late, so that the device always has the next step at hand.
             if before is not None:
@@ -216,6 +226,16 @@ class _Run:
             if self._evaluate_if_due() | self._save_if_due(scalars):
                 clock = (self.step, time.perf_counter())
         self.checkpointer.wait()
+
+    def _next_rows(self) -> Rows:
+        try:
+            return next(self.batches)
+        except RunError as error:
+            self.checkpointer.wait()
+            raise RunError(
+                f"{error}, at step {self.step + 1}; {self.checkpointer.describe_latest()}; the "
+                "same command goes on when the data is there again"
+            ) from error
 
     def _log(self, scalars: dict[str, jax.Array], clock: tuple[int, float], bar: tqdm) -> None:
         line = {f"train/{name}": float(value) for name, value in scalars.items()}

@@ -4,12 +4,18 @@ from helpers import small_config
 
 from looped_jax.config import ConfigDict, UserError
 from looped_jax.data import pipeline
-from looped_jax.data.text import PackedText
+from looped_jax.data.documents import Document
+from looped_jax.data.text import TextRows, pack_in_memory
+from looped_jax.data.vocabulary import Bytes
 
 
 def first_batches(config: ConfigDict, count: int, **process: int) -> list:
-    iterator = pipeline.train_batches(pipeline.make_source(config, "train"), config, **process)
-    return [next(iterator) for _ in range(count)]
+    batches = pipeline.train_batches(pipeline.make_source(config, "train"), config, **process)
+    return [next(batches) for _ in range(count)]
+
+
+def packed(texts: list[str], length: int) -> TextRows:
+    return pack_in_memory((Document(text, "x") for text in texts), Bytes(), length)
 
 
 def assert_same(a: dict, b: dict) -> None:
@@ -31,10 +37,10 @@ def test_an_iterator_goes_on_exactly_from_its_saved_state() -> None:
     iterator = pipeline.train_batches(source, config)
     for _ in range(3):
         next(iterator)
-    state = pipeline.state_to_json(iterator)
+    state = iterator.state()
     expected = [next(iterator) for _ in range(3)]
     fresh = pipeline.train_batches(source, config)
-    pipeline.set_state_from_json(fresh, state)
+    fresh.set_state(state)
     for batch in expected:
         assert_same(next(fresh), batch)
 
@@ -49,7 +55,7 @@ def test_processes_share_the_batch_of_one() -> None:
 
 
 def test_text_is_shuffled_and_every_epoch_sees_each_row_once() -> None:
-    source = PackedText.from_documents((chr(97 + i) * 7 for i in range(24)), length=8)
+    source = packed([chr(97 + i) * 7 for i in range(24)], length=8)
     assert source.num_rows == 24
     config = small_config(data__task="text", data__length=8, train__batch_size=8)
     iterator = pipeline.train_batches(source, config)
@@ -71,7 +77,7 @@ def test_evaluation_rows_are_the_same_every_time_and_padded_with_empty_ones() ->
 
 
 def test_no_more_rows_are_evaluated_than_there_are() -> None:
-    source = PackedText.from_documents(iter(["abcdefg"]), length=4)
+    source = packed(["abcdefg"], length=4)
     assert sum(len(b["tokens"]) for b in pipeline.eval_batches(source, 100, batch_size=2)) == 2
 
 

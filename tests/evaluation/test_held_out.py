@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from helpers import init, small_config, small_model
 
+from looped_jax.data.documents import Document
 from looped_jax.data.pipeline import make_source
 from looped_jax.data.rows import answer_rows
-from looped_jax.data.text import PackedText
+from looped_jax.data.text import pack_in_memory
+from looped_jax.data.vocabulary import Bytes
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
 from looped_jax.models.transformer import LoopedTransformer, batch_logits
 from looped_jax.parallel.mesh import make_mesh
@@ -28,6 +30,7 @@ class FixedRows:
         self._rows = rows
         self.num_rows, self.length = rows["tokens"].shape
         self.vocab_size = 264
+        self.fingerprint = ""
 
     def rows(self, indices: np.ndarray) -> dict:
         return {key: value[indices] for key, value in self._rows.items()}
@@ -63,7 +66,9 @@ def test_exact_match_is_that_of_greedy_generation(setup: tuple) -> None:
 
 def test_text_metrics_are_those_of_their_definitions(setup: tuple) -> None:
     config, mesh, model, params = setup
-    source = PackedText.from_documents(iter(["The quick brown fox.", "Ja, öfter."]), length=12)
+    texts = {"en": "The quick brown fox.", "de": "Ja, öfter."}
+    documents = (Document(text, component) for component, text in texts.items())
+    source = pack_in_memory(documents, Bytes(), length=12)
     held_out = HeldOut.from_source("text", source, 100, 4, 0, 1)
     metrics = Evaluator(model, mesh, config.mesh.rules)(params, held_out)
     rows = source.rows(np.arange(source.num_rows))
@@ -77,6 +82,15 @@ def test_text_metrics_are_those_of_their_definitions(setup: tuple) -> None:
     assert metrics["eval/text/perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-5)
     assert metrics["eval/text/bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-5)
     assert "eval/text/accuracy" not in metrics
+    weights = rows["loss_weights"]
+    for i, component in enumerate(("de", "en")):
+        own = (rows["group"] == i) * weights
+        expected = (nats * own).sum()
+        size = len(texts[component].encode())
+        found = metrics[f"eval/text/{component}/loss"]
+        assert found == pytest.approx(expected / (size + 1), rel=1e-5)
+        found = metrics[f"eval/text/{component}/bits_per_byte"]
+        assert found == pytest.approx(expected / math.log(2) / size, rel=1e-5)
 
 
 def test_batches_are_shared_between_processes(setup: tuple) -> None:

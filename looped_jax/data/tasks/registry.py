@@ -1,11 +1,10 @@
 """Task names -> tasks. Families with parameters in the name accept any values of them."""
 
-import difflib
 import functools
 import re
 from collections.abc import Callable
 
-from looped_jax.config import UserError
+from looped_jax.config import UserError, nearest
 from looped_jax.data.tasks.addition import MIXTURE, Addition
 from looped_jax.data.tasks.base import SyntheticTask
 from looped_jax.data.tasks.group import GroupComposition
@@ -51,6 +50,5 @@ def get_task(name: str) -> SyntheticTask:
         match = re.fullmatch(pattern, name)
         if match:
             return make(name, *match.groups())
-    near = difflib.get_close_matches(name, LISTED, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = nearest(name, LISTED)
     raise UserError(f"no task {name!r}{hint} (python -m looped_jax.tasks --list)")

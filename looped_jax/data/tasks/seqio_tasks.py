@@ -5,6 +5,7 @@ Importing this module imports TensorFlow; training never does. A Task yields tex
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import seqio
@@ -18,12 +19,12 @@ from looped_jax.data.tasks.registry import get_task, task_names
 NUM_EXAMPLES = {"train": 4_000_000, "validation": 262_144, "test": 262_144}
 
 
-class TaskVocabulary(seqio.Vocabulary):
-    """A synthetic task's own vocabulary: ids as the trainer uses them."""
+class SeqioVocabulary(seqio.Vocabulary):
+    """A vocabulary of ours, of a task or of text, for seqio: ids as the trainer uses them."""
 
-    def __init__(self, name: str):
+    def __init__(self, vocabulary: Any):
         super().__init__()
-        self._task_vocabulary = get_task(name).vocabulary
+        self._vocabulary = vocabulary
 
     @property
     def bos_id(self) -> int:
@@ -39,13 +40,13 @@ class TaskVocabulary(seqio.Vocabulary):
 
     @property
     def _base_vocab_size(self) -> int:
-        return self._task_vocabulary.size
+        return self._vocabulary.size
 
     def _encode(self, s: str) -> list[int]:
-        return self._task_vocabulary.encode(s)
+        return list(self._vocabulary.encode(s))
 
     def _decode(self, ids: list[int]) -> str:
-        return self._task_vocabulary.decode(np.asarray(ids))
+        return self._vocabulary.decode(np.asarray(ids))
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         def encode(text: tf.Tensor) -> np.ndarray:
@@ -62,7 +63,7 @@ def register(name: str, seed: int = 0) -> seqio.Task:
     """Registers the task of this name (any member of a family) and returns it."""
     if name in seqio.TaskRegistry.names():
         return seqio.TaskRegistry.get(name)
-    vocabulary = TaskVocabulary(name)
+    vocabulary = SeqioVocabulary(get_task(name).vocabulary)
 
     def dataset(split: str, shuffle_files: bool, seed_: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed_  # Examples are independent draws already.

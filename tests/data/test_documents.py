@@ -10,64 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from looped_jax.config import UserError
-from looped_jax.data.rows import BOS, EOS
-from looped_jax.data.text import (
-    PackedText,
-    byte_tokens,
-    decode_bytes,
-    find_shards,
-    read_documents,
-)
+from looped_jax.data.documents import UNNAMED, Document, Shards, cut_blocks, parse
 
 DOCUMENTS = ["First document.", "Zweites Dokument: ä ö ü ⊗", "", "a\nb"]
-texts = st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=30)
 
 
 def lines(documents: list[str]) -> bytes:
     return "".join(json.dumps({"text": d, "meta": {}}) + "\n" for d in documents).encode()
 
 
-def write_zst(path: pathlib.Path, content: bytes) -> epath.Path:
+def write_zst(path: pathlib.Path, content: bytes) -> pathlib.Path:
     path.write_bytes(zstandard.ZstdCompressor().compress(content))
-    return epath.Path(path)
+    return path
 
 
-@given(texts)
-def test_bytes_decode_to_the_text_they_came_from(text: str) -> None:
-    assert decode_bytes(byte_tokens(text)) == text
-
-
-@given(st.lists(texts, min_size=1, max_size=8), st.integers(2, 20))
-def test_packing_predicts_every_token_exactly_once_and_in_order(
-    documents: list[str], length: int
-) -> None:
-    source = PackedText.from_documents(iter(documents), length)
-    rows = source.rows(np.arange(source.num_rows))
-    real = rows["loss_weights"] > 0
-    expected = [[BOS, *byte_tokens(text), EOS] for text in documents]
-    assert rows["targets"][real].tolist() == [t for d in expected for t in d[1:]]
-    assert rows["tokens"][real].tolist() == [t for d in expected for t in d[:-1]]
-    # Padding only at the end of the last row, and it is segment 0.
-    assert real.reshape(-1).tolist() == sorted(real.reshape(-1).tolist(), reverse=True)
-    np.testing.assert_array_equal(rows["segment_ids"] > 0, real)
-
-
-@given(st.lists(texts, min_size=1, max_size=8), st.integers(2, 20))
-def test_segments_are_documents_and_positions_count_within_them(
-    documents: list[str], length: int
-) -> None:
-    source = PackedText.from_documents(iter(documents), length)
-    rows = source.rows(np.arange(source.num_rows))
-    for tokens, segments, positions in zip(
-        rows["tokens"], rows["segment_ids"], rows["positions"], strict=True
-    ):
-        starts = np.flatnonzero((tokens == BOS) & (segments > 0))
-        for at in range(length):
-            if segments[at] == 0:
-                continue
-            first = max([0, *[s for s in starts if s <= at]])
-            assert positions[at] == at - first
-            assert segments[at] == segments[0] + sum(0 < s <= at for s in starts)
+def texts(*paths: pathlib.Path, size: int = 1 << 20) -> list[str]:
+    blocks = Shards(tuple(map(epath.Path, paths))).blocks(size)
+    return [document.text for block in blocks for document in parse(block)]
 
 
 def test_shards_are_read_in_every_format(tmp_path: pathlib.Path) -> None:
@@ -79,12 +38,56 @@ def test_shards_are_read_in_every_format(tmp_path: pathlib.Path) -> None:
     compress = zstandard.ZstdCompressor().compress
     two_frames.write_bytes(compress(content[:40]) + compress(content[40:]))
     for path in (plain, gz, two_frames, write_zst(tmp_path / "a.jsonl.zst", content)):
-        assert list(read_documents(epath.Path(path))) == DOCUMENTS
+        assert texts(path) == DOCUMENTS
 
 
 def test_a_last_line_without_its_newline_is_read(tmp_path: pathlib.Path) -> None:
-    shard = write_zst(tmp_path / "a.jsonl.zst", lines(DOCUMENTS)[:-1])
-    assert list(read_documents(shard)) == DOCUMENTS
+    assert texts(write_zst(tmp_path / "a.jsonl.zst", lines(DOCUMENTS)[:-1])) == DOCUMENTS
+
+
+def test_a_document_names_its_component(tmp_path: pathlib.Path) -> None:
+    records = [
+        {"text": "a", "meta": {"pile_set_name": "ArXiv"}},
+        {"text": "b", "meta": {}},
+        {"text": "c"},
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (block,) = Shards((epath.Path(path),)).blocks(1 << 20)
+    names = [UNNAMED, UNNAMED]
+    expected = [Document(t, c) for t, c in zip("abc", ["ArXiv", *names], strict=True)]
+    assert list(parse(block)) == expected
+
+
+@given(
+    st.lists(st.binary(max_size=9).map(lambda b: b.replace(b"\n", b"")), min_size=1, max_size=12),
+    st.integers(1, 20),
+    st.integers(1, 7),
+)
+def test_blocks_are_the_same_however_the_content_arrives(
+    content: list[bytes], size: int, chunk: int
+) -> None:
+    whole = b"".join(line + b"\n" for line in content)
+    arriving = (whole[i : i + chunk] for i in range(0, len(whole), chunk))
+    blocks = list(cut_blocks(arriving, "x", size))
+    assert blocks == list(cut_blocks(iter([whole]), "x", size))
+    assert b"".join(block.content for block in blocks) == whole
+    for block in blocks[:-1]:
+        # Whole lines, and no more of them than it takes.
+        assert block.content.endswith(b"\n")
+        assert len(block.content) >= size
+        assert block.content[:-1].rpartition(b"\n")[0].__len__() + 1 <= size
+    at = 1
+    for block in blocks:
+        assert block.first_line == at
+        at += block.content.count(b"\n")
+
+
+def test_what_was_read_adds_up_to_the_files_size(tmp_path: pathlib.Path) -> None:
+    path = write_zst(tmp_path / "a.jsonl.zst", lines(DOCUMENTS * 100))
+    blocks = list(Shards((epath.Path(path),)).blocks(200))
+    assert len(blocks) > 10
+    assert sum(block.read for block in blocks) == path.stat().st_size
 
 
 BAD_LINES = {
@@ -93,14 +96,16 @@ BAD_LINES = {
     b'{"txt": "a"}\n': 'line 5: no "text" field with a string',
     b'"text"\n': 'line 5: no "text" field with a string',
     b'{"text": "\\ud800"}\n': "line 5: text holds a lone surrogate",
+    b"\n": "line 5: not JSON",
 }
 
 
+@pytest.mark.parametrize("size", [1, 1 << 20])
 @pytest.mark.parametrize("line", BAD_LINES)
-def test_a_bad_line_is_named(line: bytes, tmp_path: pathlib.Path) -> None:
+def test_a_bad_line_is_named(line: bytes, size: int, tmp_path: pathlib.Path) -> None:
     shard = write_zst(tmp_path / "bad.jsonl.zst", lines(DOCUMENTS) + line)
     with pytest.raises(UserError) as error:
-        list(read_documents(shard))
+        texts(shard, size=size)
     assert str(error.value).startswith(f"{shard}, ")
     assert BAD_LINES[line] in str(error.value)
 
@@ -110,7 +115,7 @@ def test_an_empty_shard_is_named(tmp_path: pathlib.Path) -> None:
     nothing.touch()
     for shard in (nothing, write_zst(tmp_path / "empty.jsonl.zst", b"")):
         with pytest.raises(UserError, match=f"{shard.name}: empty"):
-            list(read_documents(epath.Path(shard)))
+            texts(shard)
 
 
 def test_a_corrupt_or_truncated_shard_is_named_with_the_line_reached(
@@ -121,16 +126,16 @@ def test_a_corrupt_or_truncated_shard_is_named_with_the_line_reached(
     shard = write_zst(tmp_path / "cut.jsonl.zst", lines(many))
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"cut.jsonl.zst, after line \d+: truncated zstd data"):
-        list(read_documents(shard))
+    with pytest.raises(UserError, match=r"cut.jsonl.zst, after line [1-9]\d*: truncated zstd data"):
+        texts(shard)
     shard.write_bytes(b"this is not zstd at all" * 10)
     with pytest.raises(UserError, match="after line 0: corrupt zstd data"):
-        list(read_documents(shard))
+        texts(shard)
     packed = gzip.compress(lines(many))
-    gz = epath.Path(tmp_path / "cut.jsonl.gz")
+    gz = tmp_path / "cut.jsonl.gz"
     gz.write_bytes(packed[: len(packed) // 2])
     with pytest.raises(UserError, match="corrupt or truncated gzip data"):
-        list(read_documents(gz))
+        texts(gz)
 
 
 def test_a_missing_folder_or_shard_says_what_to_do(tmp_path: pathlib.Path) -> None:
@@ -140,5 +145,5 @@ def test_a_missing_folder_or_shard_says_what_to_do(tmp_path: pathlib.Path) -> No
         (str(tmp_path), "no train-"),
     ):
         with pytest.raises(UserError, match=reason) as error:
-            find_shards(path, "train-*.jsonl.zst")
+            Shards.find(path, "train-*.jsonl.zst")
         assert "docs/data.md" in str(error.value)

@@ -1,0 +1,190 @@
+"""Documents of text: Pile-format shards, or a seqio Task, as blocks of JSON lines.
+
+A shard is `*.jsonl.zst`, `*.jsonl.gz` or `*.jsonl`, local or remote (etils.epath), one
+`{"text": …, "meta": {"pile_set_name": …}}` a line. A source is cut into blocks of whole lines, the
+unit of work in preparing data: reading and cutting is quick and done in one place, parsing and
+tokenising are not and are done in many.
+"""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import zstandard
+from etils import epath
+
+from looped_jax.config import UserError
+
+# The component of a document that names none.
+UNNAMED = "unnamed"
+_CHUNK = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Whole lines of one source file."""
+
+    where: str  # The file, for messages.
+    first_line: int  # Number of its first line, from 1.
+    content: bytes
+    read: int = 0  # Bytes of the source (compressed, where it is) read for it: for progress.
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A text and the component of the data set it belongs to (`pile_set_name`)."""
+
+    text: str
+    component: str
+
+
+class Source(Protocol):
+    """Where the documents of a split come from, in a fixed order."""
+
+    def identity(self) -> list[dict[str, Any]]:
+        """Names, sizes and SHA-256 of what is read: equal if and only if the documents are."""
+        ...
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        """All lines, in blocks of at least ``size`` bytes (a file's last one may be smaller)."""
+        ...
+
+
+def parse(block: Block) -> Iterator[Document]:
+    """The documents of a block.
+
+    UserError names the file and the line if a line is not UTF-8 or not JSON, or has no text.
+    """
+    lines = block.content.removesuffix(b"\n").split(b"\n")
+    for number, line in enumerate(lines, start=block.first_line):
+        where = f"{block.where}, line {number}"
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: not UTF-8 at byte {error.start} of the line") from error
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: not JSON ({error.msg})") from error
+        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+            raise UserError(f'{where}: no "text" field with a string')
+        try:
+            record["text"].encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where}: text holds a lone surrogate, so is not Unicode") from error
+        meta = record.get("meta")
+        component = meta.get("pile_set_name") if isinstance(meta, dict) else None
+        yield Document(record["text"], component if isinstance(component, str) else UNNAMED)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Pile-format shards, in the order given."""
+
+    paths: tuple[epath.Path, ...]
+
+    @classmethod
+    def find(cls, path: str, pattern: str) -> "Shards":
+        """The shards below ``path`` that match, sorted; UserError if there are none."""
+        how = (
+            "set --config.data.path to a folder of Pile-format shards (*.jsonl.zst, one "
+            '{"text": …} a line) or to one that looped_jax.prepare has written; docs/data.md says '
+            "where to get or how to make them"
+        )
+        if not path:
+            raise UserError(f"config.data.path is not set; {how}")
+        root = epath.Path(path)
+        if not root.is_dir():
+            raise UserError(f"config.data.path={path} is not a folder; {how}")
+        paths = tuple(sorted(root.glob(pattern)))
+        if not paths:
+            raise UserError(f"no {pattern} in config.data.path={path}; {how}")
+        return cls(paths)
+
+    def identity(self) -> list[dict[str, Any]]:
+        """See Source."""
+        return [
+            {"file": path.name, "bytes": path.stat().length, "sha256": sha256(path)}
+            for path in self.paths
+        ]
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        """See Source. UserError names a file that is empty, corrupt or truncated."""
+        for path in self.paths:
+            yield from _blocks(path, size)
+
+
+def sha256(path: epath.Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def cut_blocks(chunks: Iterator[bytes], where: str, size: int) -> Iterator[Block]:
+    """Lines that arrive in chunks, cut after the first newline at or beyond ``size`` bytes."""
+    held, searched, line = bytearray(), 0, 1
+    for chunk in chunks:
+        held += chunk
+        while (at := held.find(b"\n", max(size - 1, searched))) >= 0:
+            block = Block(where, line, bytes(held[: at + 1]))
+            del held[: at + 1]
+            line, searched = line + block.content.count(b"\n"), 0
+            yield block
+        searched = len(held)
+    if held:
+        yield Block(where, line, bytes(held))
+
+
+def _blocks(shard: epath.Path, size: int) -> Iterator[Block]:
+    lines = 0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal lines
+        for chunk in _decompressed(file, shard.suffix):
+            if isinstance(chunk, Exception):
+                raise UserError(f"{shard}, after line {lines}: {chunk}") from chunk
+            lines += chunk.count(b"\n")
+            yield chunk
+
+    with shard.open("rb") as file:
+        at = 0
+        for block in cut_blocks(chunks(), str(shard), size):
+            before, at = at, file.tell()
+            yield dataclasses.replace(block, read=at - before)
+    if not at:
+        raise UserError(f"{shard}: empty")
+
+
+def _decompressed(file: Any, suffix: str) -> Iterator[bytes | Exception]:
+    """Chunks of a shard's content; last an exception if it is corrupt or truncated."""
+    if suffix == ".zst":
+        # The stream reader takes a truncated frame for a finished one, so look at `eof`.
+        decoder = zstandard.ZstdDecompressor().decompressobj()
+        fresh = True
+        while chunk := file.read(_CHUNK):
+            while chunk:
+                try:
+                    yield decoder.decompress(chunk)
+                except zstandard.ZstdError as error:
+                    yield ValueError(f"corrupt zstd data ({error})")
+                    return
+                fresh, chunk = False, b""
+                if decoder.eof:  # Another frame may follow.
+                    chunk = decoder.unused_data
+                    decoder, fresh = zstandard.ZstdDecompressor().decompressobj(), True
+        if not fresh:
+            yield ValueError("truncated zstd data")
+    elif suffix == ".gz":
+        try:
+            with gzip.open(file) as unzipped:
+                while chunk := unzipped.read(_CHUNK):
+                    yield chunk
+        except (EOFError, OSError) as error:
+            yield ValueError(f"corrupt or truncated gzip data ({error})")
+    else:
+        while chunk := file.read(_CHUNK):
+            yield chunk

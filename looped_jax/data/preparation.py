@@ -1,0 +1,450 @@
+"""Preparing text: sources -> tokens -> packed rows -> shuffled ArrayRecord shards and a manifest.
+
+Two passes, each over independent pieces of work that are whole or absent, so that they can be done
+in any number of processes, be killed at any moment, and be taken up again with the same result:
+
+1. *Pack.* The sources are cut into blocks of lines. Each block is tokenised and packed; every row
+   draws a random 64-bit key, and the block's rows are written sorted by key.
+2. *Shuffle.* The keys' range is divided evenly between the shards. A shard collects its range from
+   every block, sorts it, and is written. Sorting all rows by independent random keys is a uniform
+   shuffle, and needs no more memory than one shard per process.
+
+Keys follow from (seed, split, block number), blocks from the sources: nothing depends on timing.
+"""
+
+import concurrent.futures
+import dataclasses
+import importlib.metadata
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from looped_jax.config import RunError, UserError
+from looped_jax.data.documents import Block, Document, Shards, Source, parse, sha256
+from looped_jax.data.manifest import BYTES_OF_ID, FORMAT, NAME, Manifest, is_prepared, read_manifest
+from looped_jax.data.packing import component_id, pack, pairs_by_component, token_dtype
+from looped_jax.data.text import SPLITS, patterns
+from looped_jax.data.vocabulary import load_vocabulary
+
+PARTIAL = "manifest.partial.json"
+WORK = "work"
+# Bytes of source that a shard stands for when config.prepare.shards is 0.
+_SOURCE_BYTES_PER_SHARD = 1 << 27
+_KEY = struct.Struct("<QI")  # Key and length of a row in a block's file.
+_WRITER_OPTIONS = "group_size:1"  # Rows are read one by one, at random.
+# What decides how text becomes bytes on disk.
+_VERSIONED = ("array_record", "numpy", "zstandard")
+
+
+def prepare(config: ConfigDict, output: epath.Path) -> Manifest:
+    """Prepares the splits of config.data in ``output``, or finishes what was begun there.
+
+    UserError for bad input (with file and line), or if ``output`` holds anything else than this
+    preparation; RunError if it cannot be written. An unfinished folder has no manifest.json.
+    """
+    sources = _sources(config)
+    recipe = _recipe(config, sources)
+    _claim(output, recipe)
+    if is_prepared(output):
+        return read_manifest(output)
+    try:
+        with _Pool(config.prepare.workers) as pool:
+            splits = {
+                split: _prepare_split(recipe, split, source, output, pool)
+                for split, source in sources.items()
+            }
+        with (output / BYTES_OF_ID).open("wb") as file:
+            np.save(file, load_vocabulary(recipe["vocabulary"]["name"]).bytes_of_id)
+        manifest = Manifest(output, recipe, splits)
+        _write_whole(output / NAME, manifest.to_json().encode())
+        (output / PARTIAL).unlink()
+        shutil.rmtree(output / WORK)
+    except OSError as error:
+        raise RunError(
+            f"cannot write in {error.filename or output}: {error.strerror or error}; what is "
+            "finished is kept: make room and start the same command again"
+        ) from error
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise RunError(
+            "a worker process died (out of memory?); start the same command again, with fewer "
+            "--config.prepare.workers if it did not say why"
+        ) from error
+    return manifest
+
+
+def _sources(config: ConfigDict) -> dict[str, Source]:
+    if config.data.path.startswith("seqio:"):
+        from looped_jax.data.seqio_text import seqio_sources  # TensorFlow, only here.
+
+        return seqio_sources(config.data.path.removeprefix("seqio:"), config.prepare.seqio_module)
+    if not patterns(config):
+        raise UserError("config.data.train_files, validation_files and test_files are all empty")
+    return {
+        split: Shards.find(config.data.path, pattern) for split, pattern in patterns(config).items()
+    }
+
+
+def _recipe(config: ConfigDict, sources: dict[str, Source]) -> dict[str, Any]:
+    vocabulary = load_vocabulary(config.data.vocabulary)
+    splits = {}
+    for split in tqdm(sources, desc="hashing sources", unit="split", leave=False):
+        identity = sources[split].identity()
+        size = sum(entry["bytes"] for entry in identity)
+        shards = config.prepare.shards if split == "train" else 1
+        splits[split] = {
+            "sources": identity,
+            "shards": shards or math.ceil(size / _SOURCE_BYTES_PER_SHARD),
+        }
+    return {
+        "format": FORMAT,
+        "length": config.data.length,
+        "seed": config.prepare.seed,
+        "weights": dict(config.prepare.weights),
+        "block_bytes": config.prepare.block_mb << 20,
+        "vocabulary": {
+            "name": vocabulary.spec,
+            "size": vocabulary.size,
+            "sha256": vocabulary.fingerprint,
+        },
+        "versions": {
+            package: importlib.metadata.version(package)
+            for package in (*_VERSIONED, *vocabulary.packages)
+        },
+        "splits": splits,
+    }
+
+
+def _claim(output: epath.Path, recipe: dict[str, Any]) -> None:
+    """Makes ``output`` this preparation's; UserError if it is something else already."""
+    finished = is_prepared(output)
+    partial = output / PARTIAL
+    if finished or partial.exists():
+        there = read_manifest(output).recipe if finished else json.loads(partial.read_text())
+        if there != recipe:
+            raise UserError(
+                f"{output} holds another preparation ({_difference(recipe, there)}); "
+                "choose another --output, or remove that folder"
+            )
+        return
+    begun = {f"{PARTIAL}.tmp"}  # All that a kill before this line can leave.
+    if output.exists() and not (output.is_dir() and {p.name for p in output.iterdir()} <= begun):
+        raise UserError(f"{output} exists and is not prepared data; choose another --output")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        _write_whole(partial, json.dumps(recipe).encode())
+    except OSError as error:
+        raise UserError(f"cannot write in {output}: {error.strerror}") from error
+
+
+def _difference(here: Any, there: Any, at: str = "") -> str:
+    """The first difference between two recipes, in words."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        for key in sorted({*here, *there}):
+            if here.get(key) != there.get(key):
+                return _difference(here.get(key), there.get(key), f"{at}.{key}" if at else key)
+    if isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
+        for ours, theirs in zip(here, there, strict=True):
+            if ours != theirs:
+                return _difference(ours, theirs, f"{at} {ours.get('file', '')}".strip())
+    shown = [s if len(s := repr(x)) < 80 else f"{s[:80]}…" for x in (here, there)]
+    return f"{at}: {shown[0]} now, {shown[1]} there"
+
+
+def _prepare_split(
+    recipe: dict[str, Any], split: str, source: Source, output: epath.Path, pool: "_Pool"
+) -> dict[str, Any]:
+    work = output / WORK / split
+    work.mkdir(parents=True, exist_ok=True)
+    total = sum(entry["bytes"] for entry in recipe["splits"][split]["sources"])
+    count = 0
+    with _bar(f"{split}: tokenise and pack", total, "B") as bar:
+
+        def packing() -> Iterator[tuple[Callable[[], Any] | None, int]]:
+            nonlocal count
+            for number, block in enumerate(source.blocks(recipe["block_bytes"])):
+                count = number + 1
+                done = _block_file(work, number, "json").exists()
+                job = None if done else _PackBlock(recipe, split, block, number, work)
+                yield job, block.read
+
+        pool.run(packing(), bar)
+    shards = recipe["splits"][split]["shards"]
+    jobs = [_WriteShard(split, shard, shards, count, work, output) for shard in range(shards)]
+    with _bar(f"{split}: shuffle and write", shards, "shard") as bar:
+        written = pool.run(((job, 1) for job in jobs), bar)
+    return _summary(recipe, split, work, count, written)
+
+
+def _summary(
+    recipe: dict[str, Any], split: str, work: epath.Path, blocks: int, shards: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """A split's part of the manifest; RunError unless every token that went in came out."""
+    components: dict[str, Counter[str]] = {}
+    for number in range(blocks):
+        for name, counts in _read_json(_block_file(work, number, "json"))["components"].items():
+            components.setdefault(name, Counter()).update(counts)
+    by_id = {component_id(name): name for name in components}
+    if len(by_id) != len(components):
+        raise RunError(f"two of the components {', '.join(components)} have the same hash")
+    tokens_out: Counter[str] = Counter()
+    for shard in shards:
+        for identifier, tokens in shard.pop("tokens").items():
+            tokens_out[by_id[int(identifier)]] += tokens
+    for name, counts in components.items():
+        if counts["tokens"] != tokens_out[name]:
+            raise RunError(
+                f"{split}: {counts['tokens']} tokens of {name} went in, {tokens_out[name]} came out"
+            )
+    rows, tokens = sum(shard["rows"] for shard in shards), sum(tokens_out.values())
+    if not rows:
+        raise UserError(f"{split}: no document is left; see config.prepare.weights")
+    return {
+        "rows": rows,
+        "tokens": tokens,
+        "padding": rows * recipe["length"] - tokens,
+        "components": {name: dict(components[name]) for name in sorted(components)},
+        "shards": sorted(shards, key=lambda shard: str(shard["file"])),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _PackBlock:
+    """Pass 1 for one block: writes NUMBER.rows, then NUMBER.json, which says that it is whole."""
+
+    recipe: dict[str, Any]
+    split: str
+    block: Block
+    number: int
+    work: epath.Path
+
+    def __call__(self) -> None:
+        recipe = self.recipe
+        vocabulary = load_vocabulary(recipe["vocabulary"]["name"])
+        components: dict[str, Counter[str]] = {}
+
+        def encoded() -> Iterator[tuple[np.ndarray, int]]:
+            for document in parse(self.block):
+                copies = _copies(document, recipe) if self.split == "train" else 1
+                ids = vocabulary.encode(document.text)
+                counts = components.setdefault(document.component, Counter(copies=0, tokens=0))
+                counts["documents"] += 1
+                counts["text_bytes"] += len(document.text.encode())
+                counts["decoded_bytes"] += int(vocabulary.bytes_of_id[ids].sum())
+                counts["text_tokens"] += len(ids)
+                for _ in range(copies):
+                    counts["copies"] += 1
+                    counts["tokens"] += len(ids) + 1  # Its EOS is predicted too.
+                    yield ids, component_id(document.component)
+
+        rows = list(pack(encoded(), recipe["length"], token_dtype(vocabulary.size)))
+        if vocabulary.lossless:
+            for name, counts in components.items():
+                if counts["text_bytes"] != counts["decoded_bytes"]:
+                    raise RunError(
+                        f"{self.block.where}, from line {self.block.first_line}: "
+                        f"{counts['text_bytes']} bytes of {name} became tokens of "
+                        f"{counts['decoded_bytes']} bytes"
+                    )
+        seed = [recipe["seed"], SPLITS.index(self.split), self.number]
+        keys = np.random.default_rng(seed).integers(0, 1 << 64, len(rows), np.uint64)
+        order = np.argsort(keys, kind="stable")
+        parts = [_KEY.pack(int(keys[i]), len(rows[i])) + rows[i] for i in order]
+        ends = np.cumsum([0] + [len(part) for part in parts])
+        starts = np.searchsorted(
+            _shard_of(keys[order], recipe["splits"][self.split]["shards"]),
+            np.arange(recipe["splits"][self.split]["shards"] + 1),
+        )
+        _write_whole(_block_file(self.work, self.number, "rows"), b"".join(parts))
+        summary = {"offsets": ends[starts].tolist(), "components": components}
+        _write_whole(_block_file(self.work, self.number, "json"), json.dumps(summary).encode())
+
+
+def _shard_of(keys: np.ndarray, shards: int) -> np.ndarray:
+    return ((keys >> np.uint64(32)) * np.uint64(shards)) >> np.uint64(32)
+
+
+def _copies(document: Document, recipe: dict[str, Any]) -> int:
+    """How often a document is written.
+
+    In a component of weight w: floor(w) times, and once more for a share w - floor(w) of its
+    documents, chosen by a hash of seed and text.
+    """
+    weight = recipe["weights"].get(document.component, 1.0)
+    whole = math.floor(weight)
+    drawn = component_id(f"{recipe['seed']} {document.text}") / (1 << 32)
+    return whole + (drawn < weight - whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class _WriteShard:
+    """Pass 2 for one shard: collects its rows from all blocks, sorts and writes them."""
+
+    split: str
+    shard: int
+    shards: int
+    blocks: int
+    work: epath.Path
+    output: epath.Path
+
+    def __call__(self) -> dict[str, Any]:
+        path = self.output / f"{self.split}-{self.shard:05}-of-{self.shards:05}.array_record"
+        marker = self.work / f"{path.name}.json"
+        if not (marker.exists() and path.exists()):
+            description = self._write(path)
+            _write_whole(marker, json.dumps(description).encode())
+        return _read_json(marker)
+
+    def _write(self, path: epath.Path) -> dict[str, Any]:
+        from array_record.python import array_record_module
+
+        rows: list[tuple[int, bytes]] = []
+        for number in range(self.blocks):
+            offsets = _read_json(_block_file(self.work, number, "json"))["offsets"]
+            start, end = offsets[self.shard], offsets[self.shard + 1]
+            with _block_file(self.work, number, "rows").open("rb") as file:
+                file.seek(start)
+                content = file.read(end - start)
+            at = 0
+            while at < len(content):
+                key, size = _KEY.unpack_from(content, at)
+                at += _KEY.size
+                rows.append((key, content[at : at + size]))
+                at += size
+        rows.sort(key=lambda row: row[0])  # Stable: equal keys stay in the order of blocks.
+        temporary = path.with_name(f"{path.name}.tmp")
+        tokens: Counter[int] = Counter()
+        try:
+            writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
+            for _, record in rows:
+                writer.write(record)
+                for component, pairs in pairs_by_component(record):
+                    tokens[component] += pairs
+            writer.close()
+            reader = array_record_module.ArrayRecordReader(os.fspath(temporary))
+            whole = reader.num_records() == len(rows)
+            reader.close()
+        except Exception as error:  # The library raises RuntimeError, or ValueError on reading.
+            raise _not_written(temporary, str(error)) from error
+        if not whole:
+            raise _not_written(temporary, "it has not all of its rows")
+        temporary.replace(path)
+        return {
+            "file": path.name,
+            "rows": len(rows),
+            "bytes": path.stat().length,
+            "sha256": sha256(path),
+            "tokens": tokens,
+        }
+
+
+def _not_written(path: epath.Path, reason: str) -> OSError:
+    return OSError(0, " ".join(reason.split())[:200], os.fspath(path))
+
+
+def _block_file(work: epath.Path, number: int, kind: str) -> epath.Path:
+    return work / f"{number:06}.{kind}"
+
+
+def _read_json(path: epath.Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def _write_whole(path: epath.Path, content: bytes) -> None:
+    """Writes a file that is there whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class _Pool:
+    """Runs jobs in processes, a bounded number at a time."""
+
+    def __init__(self, workers: int):
+        self._workers = workers or os.cpu_count() or 1
+        self._executor = concurrent.futures.ProcessPoolExecutor(
+            self._workers, multiprocessing.get_context("spawn"), _end_with_parent
+        )
+
+    def __enter__(self) -> "_Pool":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=kind is not None)
+
+    def run(self, jobs: Iterable[tuple[Callable[[], Any] | None, int]], bar: tqdm) -> list[Any]:
+        """Results of the jobs in the order of their ends (None: nothing to do); advances the bar
+        by each job's share."""
+        results = []
+        pending: dict[concurrent.futures.Future[Any], int] = {}
+
+        def collect(until: int) -> None:
+            while len(pending) > until:
+                done, _ = concurrent.futures.wait(pending, return_when="FIRST_COMPLETED")
+                for future in done:
+                    bar.update(pending.pop(future))
+                    results.append(future.result())
+
+        for job, share in jobs:
+            if job is None:
+                bar.update(share)
+            else:
+                pending[self._executor.submit(job)] = share
+                collect(2 * self._workers)
+        collect(0)
+        return results
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when its parent is gone, by SIGKILL too: it would wait for ever."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _bar(description: str, total: int, unit: str) -> tqdm:
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        unit_scale=unit == "B",
+        unit_divisor=1000,
+        mininterval=0.5,
+        smoothing=0.05,
+    )
+
+
+def describe(manifest: Manifest) -> str:
+    """A table for the terminal: per split and component what went in, and bytes per token."""
+    lines = [f"{'split':10}  {'component':20}  documents        bytes       tokens  bytes/token"]
+    for split, counts in manifest.splits.items():
+        for name, of in counts["components"].items():
+            per_token = of["text_bytes"] / max(1, of["text_tokens"])
+            lines.append(
+                f"{split:10}  {name:20}  {of['documents']:9,}  {of['text_bytes']:11,}  "
+                f"{of['tokens']:11,}  {per_token:11.3f}"
+            )
+        lines.append(
+            f"{split:10}  {counts['rows']:,} rows of {manifest.recipe['length']}, "
+            f"{counts['padding']:,} places of padding, {len(counts['shards'])} shards"
+        )
+    return "\n".join(lines)

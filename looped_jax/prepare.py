@@ -1,0 +1,32 @@
+"""Prepares text once: tokenised, packed, shuffled, in ArrayRecord shards with a manifest.
+
+python -m looped_jax.prepare --config=experiments/pile_12x2.py --config.data.path=$PILE_DIR \\
+    --output=$PREPARED_DIR
+
+Then train with --config.data.path=$PREPARED_DIR. The same command again finishes what was
+interrupted.
+"""
+
+from absl import flags
+from etils import epath
+
+from looped_jax import cli
+from looped_jax.config import UserError, load_experiment
+
+_CONFIG = flags.DEFINE_string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
+_OUTPUT = flags.DEFINE_string("output", "", "Folder for the shards and their manifest.")
+
+
+def main(overrides: dict[str, str]) -> None:
+    """Prepares what config.data describes and prints what came out."""
+    if not _CONFIG.value or not _OUTPUT.value:
+        raise UserError("say --config=FILE and --output=DIR")
+    from looped_jax.data import preparation
+
+    config = load_experiment(_CONFIG.value, overrides)
+    manifest = preparation.prepare(config, epath.Path(_OUTPUT.value))
+    print(preparation.describe(manifest))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,79 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from looped_jax.data.documents import Document
+from looped_jax.data.packing import component_id, pairs_by_component, token_dtype
+from looped_jax.data.rows import BOS, EOS
+from looped_jax.data.text import TextRows, pack_in_memory
+from looped_jax.data.vocabulary import Bytes
+
+VOCABULARY = Bytes()
+documents = st.lists(
+    st.builds(
+        Document,
+        st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=30),
+        st.sampled_from(["ArXiv", "Github", "PG-19 ⊗"]),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+def packed(documents: list[Document], length: int) -> TextRows:
+    return pack_in_memory(documents, VOCABULARY, length)
+
+
+@given(documents, st.integers(2, 20))
+def test_packing_predicts_every_token_exactly_once_and_in_order(
+    documents: list[Document], length: int
+) -> None:
+    source = packed(documents, length)
+    rows = source.rows(np.arange(source.num_rows))
+    real = rows["loss_weights"] > 0
+    expected = [[BOS, *VOCABULARY.encode(d.text), EOS] for d in documents]
+    assert rows["targets"][real].tolist() == [t for d in expected for t in d[1:]]
+    assert rows["tokens"][real].tolist() == [t for d in expected for t in d[:-1]]
+    # Padding only at the end of the last row, and it is segment 0.
+    assert real.reshape(-1).tolist() == sorted(real.reshape(-1).tolist(), reverse=True)
+    np.testing.assert_array_equal(rows["segment_ids"] > 0, real)
+
+
+@given(documents, st.integers(2, 20))
+def test_segments_are_documents_and_positions_count_within_them(
+    documents: list[Document], length: int
+) -> None:
+    source = packed(documents, length)
+    rows = source.rows(np.arange(source.num_rows))
+    for tokens, segments, positions in zip(
+        rows["tokens"], rows["segment_ids"], rows["positions"], strict=True
+    ):
+        starts = np.flatnonzero((tokens == BOS) & (segments > 0))
+        for at in range(length):
+            if segments[at] == 0:
+                continue
+            first = max([0, *[s for s in starts if s <= at]])
+            assert positions[at] == at - first
+            assert segments[at] == segments[0] + sum(0 < s <= at for s in starts)
+
+
+@given(documents, st.integers(2, 20))
+def test_every_token_counts_to_its_component_and_every_byte_to_its_token(
+    documents: list[Document], length: int
+) -> None:
+    source = packed(documents, length)
+    rows = source.rows(np.arange(source.num_rows))
+    real = rows["loss_weights"] > 0
+    for i, name in enumerate(source.components):
+        own = [d.text.encode() for d in documents if d.component == name]
+        here = real & (rows["group"] == i)
+        assert here.sum() == sum(len(text) + 1 for text in own)
+        assert rows["target_bytes"][here].sum() == sum(map(len, own))
+    stored = [pair for record in source.records for pair in pairs_by_component(record)]
+    assert sum(pairs for _, pairs in stored) == real.sum()
+    assert {c for c, _ in stored} == {component_id(d.component) for d in documents}
+
+
+def test_tokens_are_stored_in_two_bytes_where_they_fit() -> None:
+    assert token_dtype(65_536).itemsize == 2
+    assert token_dtype(65_537).itemsize == 4
