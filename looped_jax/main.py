@@ -54,6 +54,8 @@ def report(config: ConfigDict, jobs: dict[str, Job], workdir: epath.Path) -> Non
         runs.append(compare.Run(name, model.plan, job.layout.parameter_count, flops, steps, values))
     print()
     print(compare.table(runs, comparison.metric))
+    if components := compare.components_table({name: workdir / name for name in jobs}):
+        print(f"\n{components}")
     (workdir / "comparison.csv").write_text(compare.to_csv(runs, comparison.metric))
     compare.plot(runs, comparison.metric, config.name, workdir / "comparison.png")
     if comparison.looped:

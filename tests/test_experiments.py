@@ -25,6 +25,7 @@ SPECS = [
     *(f"pile.py:{plan}" for plan in PILE),
     "pile_12x2.py",
     "pile_24x1.py",
+    "pile_loops.py",
     "pile_mini.py",
     "quickstart.py",
 ]

@@ -49,19 +49,59 @@ def read_curve(workdir: epath.Path, metric: str) -> tuple[tuple[int, ...], tuple
 
 def table(runs: list[Run], metric: str) -> str:
     """A table for the terminal: plan, parameters, FLOPs of a step, the metric at the end."""
-    header = ("run", "plan", "parameters", "FLOPs/step", metric)
+    header = ["run", "plan", "parameters", "FLOPs/step", metric]
     rows = [
-        (r.name, str(r.plan), f"{r.parameters:,}", f"{r.flops:.3g}", _show(r.last, metric))
+        [r.name, str(r.plan), f"{r.parameters:,}", f"{r.flops:.3g}", _show(r.last, metric)]
         for r in runs
     ]
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    return _aligned([header, *rows], left=2)
 
-    def line(row: tuple[str, ...]) -> str:
-        left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-        return "  ".join(left + right)
 
-    return "\n".join([line(header), line(tuple("-" * w for w in widths)), *map(line, rows)])
+def _aligned(rows: list[list[str]], left: int) -> str:
+    """Rows as aligned text, a rule under the first; the first ``left`` columns flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(row: list[str]) -> str:
+        return "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+
+    return "\n".join([line(rows[0]), line(["-" * w for w in widths]), *map(line, rows[1:])])
+
+
+def components_table(workdirs: dict[str, epath.Path]) -> str:
+    """Perplexity and bits per byte of each run's last evaluation of text, for all of it and for
+    each of its components; empty where no text was evaluated."""
+    last = {name: last_evaluation(workdir) for name, workdir in workdirs.items()}
+    prefix, suffix = "eval/text/", "bits_per_byte"
+    parts = [
+        key.removeprefix(prefix).removesuffix(suffix)
+        for key in next(iter(last.values()))
+        if key.startswith(prefix) and key.endswith(suffix)
+    ]
+    if not parts:
+        return ""
+    header = ["perplexity (bits per byte)", *last]
+    rows = [
+        [
+            part.removesuffix("/") or "all",
+            *(
+                f"{m[f'{prefix}{part}perplexity']:.3f} ({m[prefix + part + suffix]:.3f})"
+                for m in last.values()
+            ),
+        ]
+        for part in parts
+    ]
+    return _aligned([header, *rows], left=1)
+
+
+def last_evaluation(workdir: epath.Path) -> dict[str, float]:
+    """The metrics of a run's last evaluation; RunError if it has none."""
+    for line in reversed(read_metrics(workdir)):
+        if any(name.startswith("eval/") for name in line):
+            return line
+    raise RunError(f"{workdir} has no evaluation")
 
 
 def to_csv(runs: list[Run], metric: str) -> str:
