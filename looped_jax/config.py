@@ -103,7 +103,7 @@ def default_config() -> ConfigDict:
         dict(
             seed=0,  # Of the global shuffle.
             shards=0,  # ArrayRecord files of the training split; 0: one per 128 MB of source.
-            block_mb=16,  # Text that a process takes at a time; MiB.
+            block_kb=16384,  # Text that a process takes at a time; KiB.
             workers=0,  # Processes; 0: one per core.
             weights=(),  # (("ArXiv", 2.0), ...): copies of a component's documents; others 1.
             seqio_module="",  # Imported so that the Task of data.path = "seqio:TASK" exists.
@@ -170,7 +170,7 @@ POSITIVE = (
     "train.grad_accumulation",
     "train.log_every",
     "data.read_threads",
-    "prepare.block_mb",
+    "prepare.block_kb",
     "checkpoint.every",
     "checkpoint.keep",
     "eval.every",

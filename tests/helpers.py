@@ -1,9 +1,12 @@
 """What several tests build."""
 
+import json
+import pathlib
 from typing import Any
 
 import jax
 import numpy as np
+import zstandard
 from flax import linen as nn
 
 from looped_jax.config import ConfigDict, default_config, set_key
@@ -52,3 +55,24 @@ def small_config(**overrides: Any) -> ConfigDict:
     for key, value in overrides.items():
         set_key(config, key.replace("__", "."), value)
     return config.lock()
+
+
+def write_pile(folder: pathlib.Path, documents: int = 60, seed: int = 0) -> None:
+    """Pile-format shards: two for training, one each for validation and test."""
+    rng = np.random.default_rng(seed)
+    words = ["loop", "layer", "und", "тест", "⊗", "x = 1\n", "\t"]
+
+    def record() -> str:
+        text = " ".join(rng.choice(words, size=rng.integers(0, 40)))
+        name = str(rng.choice(["ArXiv", "Github", "PG-19"]))
+        return json.dumps({"text": text, "meta": {"pile_set_name": name}}) + "\n"
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count in (
+        ("train-00000", documents),
+        ("train-00001", documents),
+        ("val", documents // 2),
+        ("test", 3),
+    ):
+        content = "".join(record() for _ in range(count)).encode()
+        (folder / f"{name}.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(content))

@@ -66,6 +66,8 @@ def _stored(segments: list[tuple[int, np.ndarray]]) -> bytes:
 
 def pairs_by_component(record: bytes) -> list[tuple[int, int]]:
     """(component_id, pairs) of each segment of a stored row."""
+    if len(record) < 4:
+        raise ValueError(f"a row of {len(record)} bytes is damaged")
     count = int(np.frombuffer(record, "<u4", 1)[0])
     header = np.frombuffer(record, "<u4", 2 * count, offset=4)
     return [(int(c), int(n)) for c, n in header.reshape(-1, 2)]
@@ -80,7 +82,10 @@ class RowReader:
     bytes_of_id: np.ndarray  # int32 [V]
 
     def rows(self, records: Sequence[bytes]) -> Rows:
-        """N stored rows as arrays [N, T]. Segments are numbered from 1 within the row."""
+        """N stored rows as arrays [N, T]; segments are numbered from 1 within the row.
+
+        ValueError for bytes that are no row of this length and vocabulary.
+        """
         group_of = {component_id(name): i for i, name in enumerate(self.components)}
         dtype = token_dtype(len(self.bytes_of_id))
         shape = (len(records), self.length)
@@ -89,6 +94,10 @@ class RowReader:
         )
         for row, record in enumerate(records):
             segments = pairs_by_component(record)
+            total = sum(pairs for _, pairs in segments)
+            stored = 4 + 8 * len(segments) + dtype.itemsize * (total + len(segments))
+            if total > self.length or len(record) != stored:
+                raise ValueError(f"a row of {len(record)} bytes is damaged")
             read = np.frombuffer(record, dtype, offset=4 + 8 * len(segments))
             start = 0
             for number, (component, pairs) in enumerate(segments, start=1):

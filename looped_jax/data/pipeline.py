@@ -20,6 +20,8 @@ from looped_jax.data.tasks.base import SyntheticTask
 from looped_jax.data.text import check_files, text_rows, text_vocab_size
 
 PREFETCHED_BATCHES = 4
+# Errors come out of grain as they went in, without remarks on their tracebacks in the message.
+grain.config.update("py_traceback_filtering", "off")
 
 
 @dataclasses.dataclass(frozen=True)

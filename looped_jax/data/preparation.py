@@ -112,17 +112,17 @@ def _recipe(config: ConfigDict, sources: dict[str, Source]) -> dict[str, Any]:
         "length": config.data.length,
         "seed": config.prepare.seed,
         "weights": dict(config.prepare.weights),
-        "block_bytes": config.prepare.block_mb << 20,
+        "block_bytes": config.prepare.block_kb << 10,
         "vocabulary": {
             "name": vocabulary.spec,
             "size": vocabulary.size,
             "sha256": vocabulary.fingerprint,
         },
+        "splits": splits,
         "versions": {
             package: importlib.metadata.version(package)
             for package in (*_VERSIONED, *vocabulary.packages)
         },
-        "splits": splits,
     }
 
 
@@ -151,7 +151,7 @@ def _claim(output: epath.Path, recipe: dict[str, Any]) -> None:
 def _difference(here: Any, there: Any, at: str = "") -> str:
     """The first difference between two recipes, in words."""
     if isinstance(here, dict) and isinstance(there, dict):
-        for key in sorted({*here, *there}):
+        for key in {**here, **there}:
             if here.get(key) != there.get(key):
                 return _difference(here.get(key), there.get(key), f"{at}.{key}" if at else key)
     if isinstance(here, list) and isinstance(there, list) and len(here) == len(there):

@@ -68,11 +68,10 @@ class TextRows:
     def rows(self, indices: np.ndarray) -> Rows:
         """See data/rows.py. RunError if a shard cannot be read."""
         try:
-            records = self.records.__getitems__([int(i) for i in indices])
+            return self.reader.rows(self.records.__getitems__([int(i) for i in indices]))
         except Exception as error:  # Whatever the storage layer raises.
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise RunError(f"prepared data {self.name} cannot be read ({reason})") from error
-        return self.reader.rows(records)
 
 
 def patterns(config: ConfigDict) -> dict[str, str]:

@@ -1,4 +1,7 @@
+import dataclasses
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,6 +75,16 @@ def test_every_token_counts_to_its_component_and_every_byte_to_its_token(
     stored = [pair for record in source.records for pair in pairs_by_component(record)]
     assert sum(pairs for _, pairs in stored) == real.sum()
     assert {c for c, _ in stored} == {component_id(d.component) for d in documents}
+
+
+def test_damaged_rows_are_refused() -> None:
+    source = packed([Document("a text of some length", "x"), Document("b", "y")], 16)
+    row = source.records[0]
+    for damaged in (b"", row[:7], row[:-1], row + b"\0", b"\xff" * len(row)):
+        with pytest.raises(ValueError):
+            source.reader.rows([damaged])
+    with pytest.raises(ValueError, match="is damaged"):
+        dataclasses.replace(source.reader, length=8).rows([row])
 
 
 def test_tokens_are_stored_in_two_bytes_where_they_fit() -> None:
