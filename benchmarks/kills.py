@@ -7,6 +7,7 @@ Shards must be the same bytes, parameters and metrics the same bits.
     python -m benchmarks.kills --pile=$PILE_DIR
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -19,14 +20,10 @@ from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import app, flags
 from tqdm import tqdm
 
 from benchmarks.common import machine, save
 
-_PILE = flags.DEFINE_string("pile", None, "Folder of Pile-format shards.", required=True)
-_KILLS = flags.DEFINE_integer("kills", 10, "Kills of each command.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 STEPS = 120
 EXPERIMENT = "--config=experiments/pile_12x2.py:small"
 
@@ -39,7 +36,7 @@ def start(*arguments: str) -> "subprocess.Popen[bytes]":
 def killed(rng: random.Random, latest: float, *arguments: str) -> list[float]:
     """Runs a command to its end, killed on the way; returns the seconds each life lasted."""
     lives = []
-    for _ in tqdm(range(_KILLS.value), desc=arguments[0], unit="kill"):
+    for _ in tqdm(range(ARGUMENTS.kills), desc=arguments[0], unit="kill"):
         process = start(*arguments)
         moment = rng.uniform(0.0, latest)
         try:
@@ -67,15 +64,15 @@ def computed(workdir: pathlib.Path) -> tuple[list[dict[str, float]], list[Any]]:
     return metrics, [np.asarray(x) for x in ocp.tree.to_flat_dict(state).values()]
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Runs all four and compares."""
-    rng = random.Random(_SEED.value)
+    rng = random.Random(ARGUMENTS.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")
         whole, cut = folder / "whole", folder / "cut"
         # Small blocks and several shards, so that there is more to be interrupted.
-        prepare = ("looped_jax.prepare", EXPERIMENT, f"--config.data.path={_PILE.value}")
+        prepare = ("looped_jax.prepare", EXPERIMENT, f"--config.data.path={ARGUMENTS.pile}")
         prepare += ("--config.prepare.block_kb=1024", "--config.prepare.shards=8")
         begun = time.perf_counter()
         if start(*prepare, f"--output={whole}").wait():
@@ -116,4 +113,9 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pile", required=True, help="folder of Pile-format shards")
+    parser.add_argument("--kills", type=int, default=10, help="of each command")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    ARGUMENTS = parser.parse_args()
+    main()

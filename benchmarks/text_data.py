@@ -9,6 +9,7 @@ process from ArrayRecord at random, 64 rows of 1280 at a time. Step: seconds of 
     python -m benchmarks.text_data --pile=$PILE_DIR
 """
 
+import argparse
 import pathlib
 import statistics
 import tempfile
@@ -16,7 +17,6 @@ import time
 
 import jax
 import tokenizers
-from absl import app, flags
 from etils import epath
 
 from benchmarks.common import interleaved, machine, save
@@ -30,8 +30,6 @@ from looped_jax.training.state import init_state
 from looped_jax.training.train_step import make_train_step
 from looped_jax.training.trainer import prepare
 
-_PILE = flags.DEFINE_string("pile", None, "Folder of Pile-format shards.", required=True)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds of the interleaved measurements.")
 VOCABULARY = "pile_mini_32k"
 FILES = "train-00000*"  # One shard is enough to time.
 STEPS_PER_CALL = 5
@@ -52,7 +50,7 @@ def text_config(path: str, **data: object) -> ConfigDict:
 
 def preparing(folder: pathlib.Path) -> dict[str, list[float]]:
     """Seconds of each way over the same text."""
-    shards = Shards.find(_PILE.value, FILES)
+    shards = Shards.find(ARGUMENTS.pile, FILES)
     texts = [d.text for block in shards.blocks(1 << 24) for d in parse(block)]
     size = sum(len(text.encode()) for text in texts)
     ours = load_vocabulary(VOCABULARY)
@@ -65,7 +63,7 @@ def preparing(folder: pathlib.Path) -> dict[str, list[float]]:
 
     def prepare_all() -> None:
         output = epath.Path(folder / f"prepared{next(runs)}")
-        preparation.prepare(text_config(_PILE.value), output)
+        preparation.prepare(text_config(ARGUMENTS.pile), output)
 
     def encode_all() -> None:
         for text in texts:
@@ -80,7 +78,7 @@ def preparing(folder: pathlib.Path) -> dict[str, list[float]]:
         "encode alone": encode_all,
         "Hugging Face tokenizers": encode_theirs,
     }
-    seconds = interleaved(ways, _ROUNDS.value)
+    seconds = interleaved(ways, ARGUMENTS.rounds)
     print(f"{size / 1e6:.1f} MB of text, MB/s per core (median):")
     for name, values in seconds.items():
         print(f"  {name:30} {size / 1e6 / statistics.median(values):6.2f}")
@@ -111,7 +109,7 @@ def stepping(folder: pathlib.Path) -> dict[str, list[float]]:
     config = load_experiment("experiments/pile_mini.py")
     config.unlock()
     output = folder / "mini"
-    config.data.update(path=_PILE.value, train_files=FILES, validation_files="val.jsonl.zst")
+    config.data.update(path=ARGUMENTS.pile, train_files=FILES, validation_files="val.jsonl.zst")
     preparation.prepare(config, epath.Path(output))
     config.data.path = str(output)
     job = prepare(config)
@@ -133,7 +131,9 @@ def stepping(folder: pathlib.Path) -> dict[str, list[float]]:
                 state, scalars = step(state, same)
             jax.block_until_ready(scalars)
 
-        seconds = interleaved({"from disk": from_disk, "one batch": one_batch}, 4 * _ROUNDS.value)
+        seconds = interleaved(
+            {"from disk": from_disk, "one batch": one_batch}, 4 * ARGUMENTS.rounds
+        )
     ratios = [a / b for a, b in zip(seconds["from disk"], seconds["one batch"], strict=True)]
     print(
         f"a step from disk takes {statistics.median(ratios):.3f} times one with a repeated batch "
@@ -142,7 +142,7 @@ def stepping(folder: pathlib.Path) -> dict[str, list[float]]:
     return {name: [s / STEPS_PER_CALL for s in values] for name, values in seconds.items()}
 
 
-def main(_: list[str]) -> None:
+def main() -> None:
     """Measures all three and saves the results."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -157,4 +157,8 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pile", required=True, help="folder of Pile-format shards")
+    parser.add_argument("--rounds", type=int, default=5)
+    ARGUMENTS = parser.parse_args()
+    main()

@@ -7,6 +7,7 @@ import jax
 import pytest
 from conftest import ROOT
 
+from experiments import pile
 from looped_jax.config import UserError, load_experiment, variant_config
 from looped_jax.training import trainer
 
@@ -16,14 +17,20 @@ FILES = sorted(p for p in (ROOT / "experiments").glob("*.py") if p.name != "__in
 ADDITION = ("12x1", "1x1", "1x12", "2x1", "2x6", "3x1", "3x4")
 PHOP = ("6x1", "1x1", "1x6", "2x1", "2x3", "3x1", "3x2")
 IGSM = ("8x1", "1x1", "1x2", "1x4", "1x8", "2x1", "2x2", "2x4", "4x1", "4x2")
-PILE = ("24x1", "4x1", "6x1", "8x1", "12x1", "4x6", "6x4", "8x3", "12x2", "4x1,4x4,4x1")
+# Section 3: the family of table 3, middle looping, and scaling with depth.
+PILE = (
+    *("24x1", "4x1", "6x1", "8x1", "12x1", "4x6", "6x4", "8x3", "12x2", "4x1,4x4,4x1"),
+    *("4x2", "4x3", "4x9", "4x12", "36x1", "48x1"),
+)
 SPECS = [
     *(f"addition.py:{plan}" for plan in ADDITION),
     *(f"phop.py:{plan},{hops}" for plan in PHOP for hops in ("p16", "p32")),
     *(f"igsm.py:{plan}" for plan in IGSM),
     *(f"igsm.py:{plan},cot" for plan in ("8x1", "1x8")),
-    *(f"pile.py:{plan}" for plan in PILE),
+    *(f"pile.py:{plan}{size}" for plan in PILE for size in ("", "_small")),
     "pile_12x2.py",
+    "pile_12x2.py:small",
+    "pile_24x1.py:small",
     "pile_24x1.py",
     "pile_loops.py",
     "pile_mini.py",
@@ -83,8 +90,26 @@ def test_the_pile_model_has_the_papers_layers(pile_dir: str) -> None:
     config.data.path = pile_dir
     config.mesh.update(data=1, fsdp=1)
     params = trainer.prepare(config).layout.abstract.params
-    # 24 x (4 D D + 3 D F + 2 norms of D), D = 2048, F = 5120: table 4's architecture.
+    # 24 x (4 D D + 3 D F + 2 norms of D), D = 2048, F = 5120.
     assert layers(params) == 24 * (4 * 2048**2 + 3 * 2048 * 5120 + 2 * 2048)
+
+
+def test_the_pile_family_is_complete_and_at_the_papers_hyperparameters() -> None:
+    assert set(pile.PLANS) == set(PILE)
+    small, sizes = pile.get_config("12x2_small"), set()
+    for plan in pile.PLANS:
+        config = pile.get_config(plan)
+        train, optimizer = config.train, config.optimizer
+        assert (train.batch_size, config.data.length, train.steps) == (512, 1280, 400_000)
+        assert (optimizer.name, optimizer.learning_rate) == ("adafactor", 0.01)
+        assert (config.model.d_model, config.model.d_ff, config.model.num_heads) == (2048, 5120, 32)
+        sizes.add(config.train.steps * config.train.batch_size * config.data.length)
+        # Presets differ from their plan's by the same keys.
+        other = pile.get_config(f"{plan}_small")
+        assert other.model.plan == plan
+        other.model.plan = small.model.plan
+        assert other.to_dict() == small.to_dict()
+    assert sizes == {262_144_000_000}  # 400,000 x 512 x 1280: the paper's 250 billion.
 
 
 def test_a_foreign_argument_is_refused() -> None:
