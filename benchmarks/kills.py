@@ -89,7 +89,7 @@ def main() -> None:
             raise RuntimeError("training failed")
         seconds = time.perf_counter() - begun
         again = (f"--config.data.path={cut}", f"--workdir={folder / 'killed'}")
-        train_lives = killed(rng, 0.3 * seconds, *train, *again)
+        train_lives = killed(rng, 0.18 * seconds, *train, *again)
         (metrics, state), (metrics_k, state_k) = map(computed, (folder / "run", folder / "killed"))
         same_state = all(np.array_equal(a, b) for a, b in zip(state, state_k, strict=True))
 

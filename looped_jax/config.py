@@ -45,6 +45,7 @@ DEFAULT_SHARDING_RULES = (
     ("mlp", "tensor"),
     ("layers", None),
     ("positions", None),
+    ("cache", None),
     ("activation_embed", None),
     ("activation_heads", "tensor"),
     ("activation_mlp", "tensor"),

@@ -8,14 +8,11 @@ Prints one JSON object of metrics. Tasks: synthetic ones with the run's vocabula
 import json
 
 from absl import flags
-from etils import epath
 
 from looped_jax import cli
-from looped_jax import config as config_lib
-from looped_jax.config import UserError
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
-from looped_jax.training.checkpoint import restore, saved_steps
-from looped_jax.training.trainer import held_out_sets, prepare
+from looped_jax.training.run import open_run
+from looped_jax.training.trainer import held_out_sets
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run.")
 _TASKS = flags.DEFINE_list("tasks", [], "Tasks; default: those of the run's config.")
@@ -26,28 +23,15 @@ _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "Held-
 
 def main(overrides: dict[str, str]) -> None:
     """Restores, evaluates, prints."""
-    if not _WORKDIR.value:
-        raise UserError("say --workdir=DIR of a run")
-    workdir = epath.Path(_WORKDIR.value)
-    steps = saved_steps(workdir)
-    if not (workdir / "config.json").exists() or not steps:
-        raise UserError(f"{workdir} holds no run with a checkpoint")
-    step = steps[-1] if _STEP.value is None else _STEP.value
-    if step not in steps:
-        there = ", ".join(map(str, steps))
-        raise UserError(f"{workdir} has no checkpoint of step {step}; it has {there}")
-    config = config_lib.from_json((workdir / "config.json").read_text())
-    config.unlock()
-    config_lib.apply_overrides(config, overrides)
     if _TASKS.value:
-        config.eval.tasks = tuple(_TASKS.value)
-    config_lib.validate(config)
-    job = prepare(config)
+        overrides = {**overrides, "eval.tasks": ",".join(_TASKS.value)}
+    run = open_run(_WORKDIR.value, _STEP.value, overrides, needs_data=True)
+    job = run.job
     job.model.config.plan.with_loops(_LOOPS.value)  # UserError before anything is read.
-    sets: list[HeldOut] = held_out_sets(config, _SPLIT.value)
-    state = restore(workdir / "checkpoints" / str(step), job.layout)
+    sets: list[HeldOut] = held_out_sets(job.config, _SPLIT.value)
+    state = run.restore()
     evaluator = Evaluator(job.model, job.mesh, job.rules, _LOOPS.value)
-    metrics: dict[str, float] = {"step": step}
+    metrics: dict[str, float] = {"step": run.step}
     for held_out in sets:
         metrics |= evaluator(state.params, held_out) or {}
     print(json.dumps(metrics))

@@ -47,6 +47,30 @@ def causal_attention(
     return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(q_BTHK.shape)
 
 
+def attend_to_cache(
+    q_BHK: Array,
+    new_k_BGK: Array,
+    new_v_BGK: Array,
+    k_BGSK: Array,
+    v_BGSK: Array,
+    length_B: Array,
+) -> Array:
+    """What causal_attention gives for one more token: its own key and value, and those of the
+    first ``length_B`` places of a cache; returns out_BHK. Softmax in float32."""
+    batch, heads, size = q_BHK.shape
+    groups = new_k_BGK.shape[1]
+    q_BGRK = (q_BHK * size**-0.5).reshape(batch, groups, heads // groups, size)
+    before_BGRS = _product(q_BGRK, k_BGSK, 3, 3)
+    seen_B11S = jnp.arange(k_BGSK.shape[2]) < length_B[:, None, None, None]
+    before_BGRS = jnp.where(seen_B11S, before_BGRS, _MASKED)
+    own_BGR1 = _product(q_BGRK, new_k_BGK[:, :, None], 3, 3)
+    p_BGRS = jax.nn.softmax(jnp.concatenate([before_BGRS, own_BGR1], axis=-1))
+    p_BGRS = p_BGRS.astype(v_BGSK.dtype)
+    out_BGRK = _product(p_BGRS[..., :-1], v_BGSK, 3, 2)
+    out_BGRK += p_BGRS[..., -1:].astype(jnp.float32) * new_v_BGK[:, :, None]
+    return out_BGRK.astype(v_BGSK.dtype).reshape(q_BHK.shape)
+
+
 def _product(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
     """Contracts one axis of each, batched over B and G, in float32."""
     numbers = (((a_axis,), (b_axis,)), ((0, 1), (0, 1)))

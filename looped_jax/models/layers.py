@@ -17,11 +17,29 @@ from flax import struct
 from ml_collections import ConfigDict
 
 from looped_jax.config import UserError
-from looped_jax.models.attention import causal_attention
+from looped_jax.models.attention import attend_to_cache, causal_attention
 from looped_jax.models.loop_plan import LoopPlan
 
 Array = jax.Array
 Rotation = tuple[Array, Array] | None
+
+
+@struct.dataclass
+class KeyValues:
+    """Keys (rotated) and values of tokens: in one layer k_BGSK and v_BGSK; with the axes of the
+    scans in front, [L, k, B, G, S, K], in a segment."""
+
+    k: Array
+    v: Array
+
+
+@struct.dataclass
+class LayerInputs:
+    """What every layer of every loop is given beside the residual stream."""
+
+    rotation: Rotation
+    segment_ids_BT: Array | None = None
+    length_B: Array | None = None  # Places in use of a cache, when decoding.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,24 +184,38 @@ def rope(x_BTHK: Array, rotation: Rotation) -> Array:
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention within segments; softmax in float32."""
+    """Causal grouped-query attention within segments; softmax in float32.
+
+    With a cache, T is 1 and the token attends to what is cached and to itself. ``keep``: whether
+    the keys and values of the tokens given are returned too.
+    """
 
     config: ModelConfig
+    keep: bool = False
 
     @nn.compact
-    def __call__(self, x_BTD: Array, rotation: Rotation, segment_ids_BT: Array | None) -> Array:
+    def __call__(
+        self, x_BTD: Array, inputs: LayerInputs, cache: KeyValues | None = None
+    ) -> tuple[Array, KeyValues | None]:
         config = self.config
         heads, groups, size = config.num_heads, config.num_kv_heads, config.head_dim
         q_BTHK = dense(config, "query", (heads, size), ("embed", "heads", "head_dim"))(x_BTD)
         k_BTGK = dense(config, "key", (groups, size), ("embed", "kv_heads", "head_dim"))(x_BTD)
         v_BTGK = dense(config, "value", (groups, size), ("embed", "kv_heads", "head_dim"))(x_BTD)
-        q_BTHK, k_BTGK = rope(q_BTHK, rotation), rope(k_BTGK, rotation)
+        q_BTHK, k_BTGK = rope(q_BTHK, inputs.rotation), rope(k_BTGK, inputs.rotation)
         q_BTHK = nn.with_logical_constraint(
             q_BTHK, ("batch", "length", "activation_heads", "head_dim")
         )
-        out_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, segment_ids_BT)
+        if cache is None:
+            out_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, inputs.segment_ids_BT)
+        else:
+            assert inputs.length_B is not None
+            own = (q_BTHK[:, 0], k_BTGK[:, 0], v_BTGK[:, 0])
+            out_BTHK = attend_to_cache(*own, cache.k, cache.v, inputs.length_B)[:, None]
         axes = ("heads", "head_dim", "embed")
-        return dense(config, "output", config.d_model, axes, contracted=2)(out_BTHK)
+        out_BTD = dense(config, "output", config.d_model, axes, contracted=2)(out_BTHK)
+        kept = KeyValues(k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)) if self.keep else None
+        return out_BTD, kept
 
 
 def storing_derivative(activation: Callable[[Array], Array]) -> Callable[[Array], Array]:
@@ -230,11 +262,17 @@ class Layer(nn.Module):
     """One pre-norm decoder layer: x + attention(norm(x)), then x + MLP(norm(x))."""
 
     config: ModelConfig
+    keep: bool = False
 
     @nn.compact
-    def __call__(self, x_BTD: Array, rotation: Rotation, segment_ids_BT: Array | None) -> Array:
+    def __call__(
+        self, x_BTD: Array, inputs: LayerInputs, cache: KeyValues | None = None
+    ) -> tuple[Array, KeyValues | None]:
         config = self.config
         normed_BTD = norm(config, "attention_norm")(x_BTD)
-        x_BTD = x_BTD + Attention(config, name="attention")(normed_BTD, rotation, segment_ids_BT)
+        attended_BTD, kept = Attention(config, self.keep, name="attention")(
+            normed_BTD, inputs, cache
+        )
+        x_BTD = x_BTD + attended_BTD
         x_BTD = x_BTD + MLP(config, name="mlp")(norm(config, "mlp_norm")(x_BTD))
-        return nn.with_logical_constraint(x_BTD, ("batch", "length", "activation_embed"))
+        return nn.with_logical_constraint(x_BTD, ("batch", "length", "activation_embed")), kept

@@ -14,12 +14,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from looped_jax.models.layers import (
     Array,
+    KeyValues,
     Layer,
+    LayerInputs,
     ModelConfig,
-    Rotation,
     flat_dot_general,
     norm,
     partitioned,
@@ -58,31 +60,35 @@ def remat(config: ModelConfig, module: Any, at: str, prevent_cse: bool) -> Any:
 
 
 class LayerStep(nn.Module):
-    """A Layer in the form that `nn.scan` takes: (carry, broadcast inputs) -> (carry, None)."""
+    """A Layer in the form that `nn.scan` takes: (carry, broadcast inputs, the layer's own part of
+    the cache) -> (carry, the layer's new keys and values)."""
 
     config: ModelConfig
+    keep: bool = False
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, rotation: Rotation, segment_ids_BT: Array | None
-    ) -> tuple[Array, None]:
-        return Layer(self.config, name="layer")(x_BTD, rotation, segment_ids_BT), None
+        self, x_BTD: Array, inputs: LayerInputs, cache: KeyValues | None
+    ) -> tuple[Array, KeyValues | None]:
+        return Layer(self.config, self.keep, name="layer")(x_BTD, inputs, cache)
 
 
 class LoopBody(nn.Module):
     """One pass through a segment's k layers: the block f of the paper's f∘f∘…∘f.
 
     What changes per loop (input injection, a loop embedding, an early exit) belongs here:
-    ``loop`` counts from 0.
+    ``loop`` counts from 0. The cache is this loop's own: a layer has other keys and values in
+    each loop.
     """
 
     config: ModelConfig
     segment: Segment
+    keep: bool = False
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, loop: Array, rotation: Rotation, segment_ids_BT: Array
-    ) -> tuple[Array, None]:
+        self, x_BTD: Array, loop: Array, inputs: LayerInputs, cache: KeyValues | None
+    ) -> tuple[Array, KeyValues | None]:
         del loop  # The paper's loops are all alike.
         unroll, _ = unrolled_scans(self.config, self.segment)
         layers = nn.scan(
@@ -90,12 +96,26 @@ class LoopBody(nn.Module):
             remat(self.config, LayerStep, "layer", prevent_cse=unroll),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, 0),
             length=self.segment.layers,
             unroll=self.segment.layers if unroll else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return layers(self.config, name="layers")(x_BTD, rotation, segment_ids_BT)
+        return layers(self.config, self.keep, name="layers")(x_BTD, inputs, cache)
+
+
+@struct.dataclass
+class Inference:
+    """Asks for the logits of the last token only, and for every layer's keys and values.
+
+    Without a cache (prefill) row b's tokens are its first ``length_B[b]``; later places may hold
+    anything. With one, one new token per row is given (decode), which attends to itself and to
+    the first ``length_B[b]`` places of the cache. Cache and what is kept are a KeyValues per
+    segment, [L, k, B, G, S, K]: each loop of a layer has keys and values of its own.
+    """
+
+    length_B: Array
+    cache: tuple[KeyValues, ...] | None = None
 
 
 class LoopedTransformer(nn.Module):
@@ -111,8 +131,9 @@ class LoopedTransformer(nn.Module):
         positions_BT: Array | None = None,
         *,
         loops: int | None = None,
-    ) -> Array:
-        """Returns float32 logits_BTV.
+        inference: Inference | None = None,
+    ) -> Any:
+        """Returns float32 logits_BTV, or for inference (logits_BV of the last token, kept).
 
         Args:
           tokens_BT: int32 token ids.
@@ -120,6 +141,7 @@ class LoopedTransformer(nn.Module):
             its own document. None: each row is one document.
           positions_BT: int32 position within the document. None: 0, 1, 2, …
           loops: overrides the loop count of looped segments (static).
+          inference: see Inference.
         """
         config = self.config
         if positions_BT is None:
@@ -148,16 +170,24 @@ class LoopedTransformer(nn.Module):
         x_BTD = x_BTD * jnp.asarray(config.d_model**0.5, config.dtype)
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "activation_embed"))
 
-        rotation = rope_angles(config, positions_BT)
+        cache = inference.cache if inference else None
+        length_B = inference.length_B if inference else None
+        inputs = LayerInputs(rope_angles(config, positions_BT), segment_ids_BT, length_B)
+        kept = []
         for index, segment in enumerate(config.plan.with_loops(loops).segments):
-            run = looped_segment(config, segment, name=f"segment_{index}")
-            x_BTD, _ = run(x_BTD, jnp.arange(segment.loops), rotation, segment_ids_BT)
+            run = looped_segment(config, segment, f"segment_{index}", keep=inference is not None)
+            own = cache[index] if cache else None
+            x_BTD, of_segment = run(x_BTD, jnp.arange(segment.loops), inputs, own)
+            kept.append(of_segment)
 
         x_BTD = norm(config, "final_norm")(x_BTD)
+        if length_B is not None:
+            last_B = jnp.zeros_like(length_B) if cache else length_B - 1
+            x_BTD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
         if config.tied_output:
             # As flat_dot_general does it.
             logits_NV = embed.attend(x_BTD.reshape(-1, config.d_model))
-            logits_BTV = logits_NV.reshape(*tokens_BT.shape, config.vocab_size)
+            logits_BTV = logits_NV.reshape(*x_BTD.shape[:2], config.vocab_size)
         else:
             logits_BTV = nn.Dense(
                 config.vocab_size,
@@ -168,7 +198,8 @@ class LoopedTransformer(nn.Module):
                 name="output",
             )(x_BTD)
         logits_BTV = nn.with_logical_constraint(logits_BTV, ("batch", "length", "activation_vocab"))
-        return logits_BTV.astype(jnp.float32)
+        logits_BTV = logits_BTV.astype(jnp.float32)
+        return logits_BTV if inference is None else (logits_BTV[:, 0], tuple(kept))
 
 
 def batch_logits(
@@ -185,15 +216,17 @@ def batch_logits(
     return logits_BTV
 
 
-def looped_segment(config: ModelConfig, segment: Segment, name: str) -> nn.Module:
+def looped_segment(
+    config: ModelConfig, segment: Segment, name: str, keep: bool = False
+) -> nn.Module:
     """k⊗L: `nn.scan` over loops; the same parameters are broadcast to every loop."""
     _, unroll = unrolled_scans(config, segment)
     body = functools.partial(
         nn.scan,
         variable_broadcast="params",
         split_rngs={"params": False},
-        in_axes=(0, nn.broadcast, nn.broadcast),
+        in_axes=(0, nn.broadcast, 0),
         length=segment.loops,
         unroll=segment.loops if unroll else 1,
     )(remat(config, LoopBody, "loop", prevent_cse=unroll))
-    return body(config, segment, name=name)
+    return body(config, segment, keep, name=name)

@@ -59,9 +59,10 @@ class Job:
         return self.config.mesh.rules
 
 
-def prepare(config: ConfigDict) -> Job:
+def prepare(config: ConfigDict, *, needs_data: bool = True) -> Job:
     """Builds all that a run needs; UserError for whatever cannot work."""
-    check_data(config)
+    if needs_data:
+        check_data(config)
     spec = data_spec(config)
     model = LoopedTransformer(
         ModelConfig.from_config(config.model, vocab_size=spec.vocab_size, max_length=spec.length)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import init, random_rows, small_model
 
-from looped_jax.models.layers import Layer, norm, rope_angles
+from looped_jax.models.layers import Layer, LayerInputs, norm, rope_angles
 from looped_jax.models.transformer import batch_logits
 
 ROWS = random_rows(rows=3)
@@ -30,13 +30,13 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any]) -> jax.Array:
     if config.positions == "learned":
         x = x + params["position_embedding"][rows["positions"]]
     x = x * config.d_model**0.5
-    rotation = rope_angles(config, rows["positions"])
+    inputs = LayerInputs(rope_angles(config, rows["positions"]), rows["segment_ids"])
     for index, segment in enumerate(config.plan.segments):
         stacked = params[f"segment_{index}"]["layers"]["layer"]
         for _ in range(segment.loops):
             for layer in range(segment.layers):
                 weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
-                x = Layer(config).apply({"params": weights}, x, rotation, rows["segment_ids"])
+                x, _ = Layer(config).apply({"params": weights}, x, inputs)
     if config.norm != "none":
         final = norm(config, "final_norm")
         x = final.apply({"params": params["final_norm"]}, x)

@@ -1,0 +1,117 @@
+"""Continues a prompt with a run's model and prints the text as it comes.
+
+python -m looped_jax.generate --workdir=runs/pile_mini --prompt="The " --max_tokens=100
+python -m looped_jax.generate --workdir=runs/addition_1x12 --prompt="315 + 120 + 045 + 824 ="
+
+Reads lines from stdin where --prompt is -. Greedy unless --temperature is set.
+"""
+
+import json
+import sys
+from typing import Any
+
+from absl import flags
+
+from looped_jax import cli
+from looped_jax.config import ConfigDict, UserError
+from looped_jax.data.rows import BOS
+from looped_jax.data.tasks import get_task
+from looped_jax.data.vocabulary import load_vocabulary
+from looped_jax.inference.generator import Generator
+from looped_jax.inference.sampling import Sampling
+from looped_jax.training.run import open_run
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "The run.")
+_PROMPT = flags.DEFINE_string("prompt", None, "Text to continue; - reads one prompt a line.")
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 64, "At most so many tokens.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k likeliest tokens; 0: from all.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest that reach this probability.")
+_STOP = flags.DEFINE_multi_string("stop", [], "Text that ends the output, not printed.")
+_LOOPS = flags.DEFINE_integer("loops", None, "Loop count in place of the plan's.", lower_bound=1)
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+# Tokens between two looks at the output: what appears at a time.
+_CHUNK = 4
+
+
+def main(overrides: dict[str, str]) -> None:
+    """Restores, generates, streams."""
+    if _PROMPT.value is None:
+        raise UserError("say --prompt=TEXT, or --prompt=- for prompts on stdin")
+    sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
+    run = open_run(_WORKDIR.value, _STEP.value, overrides)
+    vocabulary = vocabulary_of(run.job.config)
+    # One row at a time: all devices work on it, or hold copies.
+    job = run.job
+    generator = Generator(
+        job.model, run.restore().params, job.mesh, job.rules, _LOOPS.value, batch_size=1
+    )
+    if _PROMPT.value != "-":
+        stream(generator, vocabulary, _PROMPT.value, sampling)
+        return
+    for line in sys.stdin:
+        text = generate_text(generator, vocabulary, line.rstrip("\n"), sampling)
+        print(json.dumps({"prompt": line.rstrip("\n"), "text": text}, ensure_ascii=False))
+
+
+def vocabulary_of(config: ConfigDict) -> Any:
+    """What the run's ids mean: encode and decode."""
+    if config.data.task == "text":
+        return load_vocabulary(config.data.vocabulary)
+    return get_task(config.data.task).vocabulary
+
+
+def generate_text(
+    generator: Generator, vocabulary: Any, prompt: str, sampling: Sampling, on_tokens: Any = None
+) -> str:
+    """The continuation of one prompt, cut before a stop text."""
+    try:
+        ids = [BOS, *(int(i) for i in vocabulary.encode(prompt))]
+    except UnicodeEncodeError as error:
+        raise UserError("the prompt is not Unicode text") from error
+
+    def stopped(new: list[int]) -> bool:
+        text = vocabulary.decode(new)
+        return any(stop in text for stop in _STOP.value)
+
+    (made,) = generator.generate(
+        [ids],
+        _MAX_TOKENS.value,
+        sampling=sampling,
+        seed=_SEED.value,
+        stop=stopped,
+        on_tokens=on_tokens,
+        chunk=_CHUNK,
+    )
+    return cut(vocabulary.decode(made.tokens), _STOP.value)
+
+
+def cut(text: str, stops: list[str]) -> str:
+    """The text before the first of the stop texts."""
+    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+
+
+def stream(generator: Generator, vocabulary: Any, prompt: str, sampling: Sampling) -> None:
+    """Prints the continuation as it comes, holding back what may be the start of a stop text or
+    half a character."""
+    tokens: list[int] = []
+    shown = 0
+    held = max((len(stop) for stop in _STOP.value), default=1) - 1
+
+    def on_tokens(_: int, new: list[int]) -> None:
+        nonlocal shown
+        tokens.extend(new)
+        text = vocabulary.decode(tokens).rstrip("\ufffd")
+        until = len(cut(text, _STOP.value)) if any(s in text for s in _STOP.value) else None
+        until = max(shown, len(text) - held) if until is None else until
+        sys.stdout.write(text[shown:until])
+        sys.stdout.flush()
+        shown = max(shown, until)
+
+    text = generate_text(generator, vocabulary, prompt, sampling, on_tokens)
+    print(text[shown:])
+
+
+if __name__ == "__main__":
+    cli.run(main)

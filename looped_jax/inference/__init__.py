@@ -1,0 +1,1 @@
+"""Serving a model: prefill, decoding with a cache, sampling, scoring of continuations."""

@@ -1,0 +1,268 @@
+"""Generation and scoring for lists of prompts of any lengths, compiled once per shape.
+
+Prompts are sorted by length and batched; batches are padded to a few fixed shapes (a row count and
+a length that are powers of two), so that a handful of compilations serve every request.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from looped_jax.config import UserError
+from looped_jax.data.rows import EOS, PAD
+from looped_jax.inference.cache import Cache, decode, prefill
+from looped_jax.inference.sampling import Sampling, sample
+from looped_jax.models.transformer import LoopedTransformer
+from looped_jax.parallel.mesh import BATCH_AXES, mesh_context
+
+GREEDY = Sampling()
+_SMALLEST = 16
+
+
+def bucket(size: int, smallest: int = _SMALLEST) -> int:
+    """The next power of two, at least ``smallest``."""
+    return max(smallest, 1 << (size - 1).bit_length())
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """What followed a prompt: token ids without EOS, and whether it ended by itself (EOS or the
+    caller's ``stop``) rather than by its length."""
+
+    tokens: list[int]
+    ended: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A continuation's log-likelihood in nats, token by token, and whether greedy decoding would
+    have given exactly it."""
+
+    log_p: np.ndarray
+    greedy: bool
+
+    @property
+    def total(self) -> float:
+        return float(self.log_p.sum())
+
+
+@dataclasses.dataclass
+class Usage:
+    """Tokens of prompts asked for and computed: the difference is padding."""
+
+    asked: int = 0
+    computed: int = 0
+
+    @property
+    def padding(self) -> float:
+        """Share of computed prompt tokens that were padding."""
+        return 1 - self.asked / self.computed if self.computed else 0.0
+
+
+class Generator:
+    """Generates with one model's parameters, laid out over a mesh like in training."""
+
+    def __init__(
+        self,
+        model: LoopedTransformer,
+        params: Any,
+        mesh: Mesh,
+        rules: Any,
+        loops: int | None = None,
+        batch_size: int = 16,
+    ):
+        model.config.plan.with_loops(loops)  # UserError for a plan without loops.
+        self._params, self._mesh, self._rules = params, mesh, rules
+        self._shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+        self.max_length = model.config.max_length
+        self.batch_size = bucket(max(batch_size, self._shards), self._shards)
+        self.usage = Usage()
+        self._prefill = jax.jit(
+            lambda params, tokens, length, capacity: prefill(
+                model, params, tokens, length, capacity, loops
+            ),
+            static_argnums=3,
+        )
+        self._decode = jax.jit(
+            functools.partial(_decode_chunk, model, loops), static_argnums=(0, 1), donate_argnums=3
+        )
+        self._score = jax.jit(functools.partial(_token_scores, model, loops))
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        *,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        stop: Callable[[list[int]], bool] | None = None,
+        on_tokens: Callable[[int, list[int]], None] | None = None,
+        chunk: int = 16,
+    ) -> list[Generated]:
+        """Continues each prompt (token ids, BOS included) by at most ``max_new_tokens``.
+
+        ``stop`` is asked about the new tokens of a row every ``chunk`` tokens, ``on_tokens`` is
+        told of them (prompt number, tokens since the last time). A row ends, too, when the model's
+        length is full: what is read has at most max_length tokens. UserError for an empty prompt
+        or one that is longer.
+        """
+        for number, prompt in enumerate(prompts):
+            if not 0 < len(prompt) <= self.max_length:
+                raise UserError(
+                    f"prompt {number} has {len(prompt)} tokens; this model reads 1 to "
+                    f"{self.max_length}"
+                )
+        results: dict[int, Generated] = {}
+        for batch in self._batches([len(prompt) for prompt in prompts]):
+            key = jax.random.fold_in(jax.random.key(seed), batch[0])
+            rows = [prompts[i] for i in batch]
+            told = None if on_tokens is None else functools.partial(_tell, on_tokens, batch)
+            with mesh_context(self._mesh, self._rules):
+                made = self._generate_batch(rows, max_new_tokens, sampling, key, stop, told, chunk)
+            results |= dict(zip(batch, made, strict=True))
+        return [results[i] for i in range(len(prompts))]
+
+    def score(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], on_done: Any = None
+    ) -> list[Scored]:
+        """Log-likelihoods of continuations given their contexts, pairs of token ids.
+
+        A context is not empty (BOS at least). UserError if a pair is longer than the model reads.
+        """
+        rows = [[*context, *continuation] for context, continuation in pairs]
+        for number, (context, _) in enumerate(pairs):
+            if not context or len(rows[number]) > self.max_length + 1:
+                raise UserError(
+                    f"pair {number} has {len(context)} tokens of context and {len(rows[number])} "
+                    f"in all; at least 1 and at most {self.max_length + 1} can be scored"
+                )
+        results: dict[int, Scored] = {}
+        # The last token is predicted, never read.
+        for batch in self._batches([len(row) - 1 for row in rows]):
+            length = min(bucket(max(len(rows[i]) - 1 for i in batch)), self.max_length)
+            tokens = self._padded([rows[i] for i in batch], length + 1)
+            with mesh_context(self._mesh, self._rules):
+                log_p, greedy = jax.device_get(
+                    self._score(self._params, tokens[:, :-1], tokens[:, 1:])
+                )
+            for row, i in enumerate(batch):
+                here = slice(len(pairs[i][0]) - 1, len(rows[i]) - 1)
+                results[i] = Scored(log_p[row, here], bool(greedy[row, here].all()))
+            if on_done:
+                on_done(len(batch))
+        return [results[i] for i in range(len(pairs))]
+
+    def _batches(self, lengths: list[int]) -> list[list[int]]:
+        """Indices of the rows of each batch: neighbours in length."""
+        order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+        size = self.batch_size
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        for batch in batches:
+            length = min(bucket(max(lengths[i] for i in batch)), self.max_length)
+            self.usage.asked += sum(lengths[i] for i in batch)
+            self.usage.computed += length * self._rows(len(batch))
+        return batches
+
+    def _rows(self, count: int) -> int:
+        return min(self.batch_size, bucket(count, self._shards))
+
+    def _padded(self, rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
+        tokens = np.full((self._rows(len(rows)), length), PAD, np.int32)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = row
+        return tokens
+
+    def _generate_batch(
+        self,
+        prompts: list[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sampling,
+        key: jax.Array,
+        stop: Callable[[list[int]], bool] | None,
+        told: Callable[[int, list[int]], None] | None,
+        chunk: int,
+    ) -> list[Generated]:
+        longest = max(map(len, prompts))
+        tokens = self._padded(prompts, min(bucket(longest), self.max_length))
+        length_B = np.ones(len(tokens), np.int32)
+        length_B[: len(prompts)] = [len(prompt) for prompt in prompts]
+        # A row can be given as many tokens as fit, and one that is not read.
+        room_B = np.minimum(max_new_tokens, self.max_length - length_B + 1)
+        capacity = min(bucket(longest + max_new_tokens), self.max_length)
+        logits, cache = self._prefill(self._params, tokens, length_B, capacity)
+        new: list[list[int]] = [[] for _ in prompts]
+        ended = [False] * len(prompts)
+        done_B = np.ones(len(tokens), bool)
+        done_B[: len(prompts)] = room_B[: len(prompts)] <= 0
+        step = 0
+        while not done_B.all():
+            out, logits, cache = self._decode(
+                chunk, sampling, self._params, cache, logits, done_B, step, key
+            )
+            out = np.asarray(out)
+            for i in np.flatnonzero(~done_B):
+                row = out[i, : room_B[i] - len(new[i])].tolist()
+                ended[i] = EOS in row
+                row = row[: row.index(EOS)] if ended[i] else row
+                new[i] += row
+                if told:
+                    told(int(i), row)
+                ended[i] = ended[i] or (stop is not None and stop(new[i]))
+                done_B[i] = ended[i] or len(new[i]) >= room_B[i]
+            step += chunk
+        return [Generated(row, end) for row, end in zip(new, ended, strict=True)]
+
+
+def _tell(
+    on_tokens: Callable[[int, list[int]], None], batch: list[int], row: int, tokens: list[int]
+) -> None:
+    on_tokens(batch[row], tokens)
+
+
+def _decode_chunk(
+    model: LoopedTransformer,
+    loops: int | None,
+    chunk: int,
+    sampling: Sampling,
+    params: Any,
+    cache: Cache,
+    logits_BV: jax.Array,
+    done_B: jax.Array,
+    first_step: jax.Array,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array, Cache]:
+    """Up to ``chunk`` tokens per row, out_BC; less where all rows are done before."""
+
+    def going_on(carry: Any) -> jax.Array:
+        i, *_, done_B, _ = carry
+        return (i < chunk) & ~jnp.all(done_B)
+
+    def one_more(carry: Any) -> Any:
+        i, logits_BV, cache, done_B, out_BC = carry
+        token_B = sample(logits_BV, jax.random.fold_in(key, first_step + i), sampling)
+        token_B = jnp.where(done_B, PAD, token_B)
+        out_BC = out_BC.at[:, i].set(token_B)
+        done_B |= token_B == EOS
+        logits_BV, cache = decode(model, params, token_B, cache, loops)
+        return i + 1, logits_BV, cache, done_B, out_BC
+
+    out_BC = jnp.full((len(done_B), chunk), PAD, jnp.int32)
+    start = (0, logits_BV, cache, jnp.asarray(done_B), out_BC)
+    _, logits_BV, cache, _, out_BC = jax.lax.while_loop(going_on, one_more, start)
+    return out_BC, logits_BV, cache
+
+
+def _token_scores(
+    model: LoopedTransformer, loops: int | None, params: Any, tokens_BT: Any, targets_BT: Any
+) -> tuple[jax.Array, jax.Array]:
+    """log p of each target, and whether it is the likeliest token."""
+    logits_BTV: Any = model.apply({"params": params}, tokens_BT, loops=loops)
+    log_p_BTV = jax.nn.log_softmax(logits_BTV)
+    log_p_BT = jnp.take_along_axis(log_p_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return log_p_BT, jnp.argmax(logits_BTV, axis=-1) == targets_BT
