@@ -18,6 +18,7 @@ CORE = [
     "orbax-checkpoint>=0.11.20",
     "sentencepiece>=0.2",
     "tensorboardX>=2.6",
+    "scipy",
     "tqdm",
     "zstandard",
 ]

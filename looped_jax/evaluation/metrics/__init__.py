@@ -1,0 +1,49 @@
+"""The official metric of every downstream task, reimplemented; one file per family."""
+
+from collections.abc import Callable, Sequence
+
+from looped_jax.config import UserError, nearest
+from looped_jax.data.tasks import get_task, task_names
+from looped_jax.evaluation.metrics.answers import (
+    exact_text,
+    open_domain,
+    squad_v2,
+    triviaqa,
+    tydiqa,
+)
+from looped_jax.evaluation.metrics.base import Record, Report
+from looped_jax.evaluation.metrics.dialogue import coqa, quac
+from looped_jax.evaluation.metrics.drop import drop
+from looped_jax.evaluation.metrics.numbers import math_problems
+
+Metric = Callable[[Sequence[Record]], Report]
+
+METRICS: dict[str, Metric] = {
+    "triviaqa": triviaqa,
+    "tydiqa_nocontext": tydiqa,
+    "natural_questions": open_domain,
+    "web_questions": open_domain,
+    "tydiqa_goldp": tydiqa,
+    "squad_v2": squad_v2,
+    "drop": drop,
+    "quac": quac,
+    "coqa": coqa,
+    "asdiv": math_problems,
+    "mawps_addsub": math_problems,
+    "mawps_multiarith": math_problems,
+    "mawps_singleeq": math_problems,
+    "mawps_singleop": math_problems,
+    "svamp": math_problems,
+}
+
+
+def metric_of(task: str) -> Metric:
+    """The metric of a task; UserError with the nearest name if there is no such task."""
+    if task in METRICS:
+        return METRICS[task]
+    try:
+        get_task(task)  # Synthetic: its answer is one text.
+    except UserError as error:
+        hint = nearest(task, [*METRICS, *task_names()])
+        raise UserError(f"no task {task!r}{hint} (python -m looped_jax.tasks --list)") from error
+    return exact_text

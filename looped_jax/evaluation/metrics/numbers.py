@@ -1,0 +1,93 @@
+"""Math word problems: the number in an answer, and whether it is the right one."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+
+from looped_jax.evaluation.metrics.base import Record, Report, Scores, means, prediction_of
+from looped_jax.evaluation.metrics.text import squad_normal
+
+# Answers that are not whole agree within this share of the right one.
+RELATIVE_TOLERANCE = 1e-4
+
+# 1 1/2 | 3/4 | 1,234.5 | .5, with a sign that does not belong to something before it ("10-11").
+_NUMBER = re.compile(
+    r"""(?<![\w.,])(?P<sign>-\s?)?\$?
+    (?: (?P<whole>\d+)\s+(?P<numerator>\d+)\s?/\s?(?P<denominator>[1-9]\d*)
+      | (?P<above>\d+)\s?/\s?(?P<below>[1-9]\d*)
+      | (?P<decimal>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)
+    )""",
+    re.VERBOSE,
+)
+_TRIGGER = re.compile(r"answer\s*(?:is|:|=)", re.IGNORECASE)
+
+
+def numbers_in(text: str) -> list[Fraction]:
+    """All numbers of a text, exactly: with thousands' commas, signs, decimals, fractions."""
+    found = []
+    for match in _NUMBER.finditer(text.replace("\u2212", "-")):
+        part = match.groupdict()
+        if part["decimal"]:
+            value = Fraction(part["decimal"].replace(",", ""))
+        elif part["above"]:
+            value = Fraction(int(part["above"]), int(part["below"]))
+        else:
+            value = Fraction(int(part["numerator"]), int(part["denominator"])) + int(part["whole"])
+        found.append(-value if part["sign"] else value)
+    return found
+
+
+def predicted_number(text: str) -> Fraction | None:
+    """The first number of a prediction, or the first after "answer is" where it says so."""
+    triggers = list(_TRIGGER.finditer(text))
+    if triggers and (after := numbers_in(text[triggers[-1].end() :])):
+        return after[0]
+    found = numbers_in(text)
+    return found[0] if found else None
+
+
+def gold_number(answer: str) -> Fraction | None:
+    """The number that an answer is, its unit in brackets or behind a blank left out; None for
+    ratios, times, names and lists."""
+    bare = re.sub(r"\(.*\)", "", answer).strip()
+    match = _NUMBER.match(bare.replace("\u2212", "-"))
+    if match is None or not re.fullmatch(r"%?\s*([^\W\d].*)?", bare[match.end() :]):
+        return None
+    return numbers_in(bare)[0]
+
+
+def numbers_agree(prediction: Fraction, answer: Fraction) -> bool:
+    """Equal; where either is not whole, within RELATIVE_TOLERANCE of the answer."""
+    if prediction.denominator == answer.denominator == 1:
+        return prediction == answer
+    return abs(prediction - answer) <= RELATIVE_TOLERANCE * abs(answer)
+
+
+def math_problems(records: Sequence[Record]) -> Report:
+    """Accuracy: the first number of the prediction is the answer's. An answer that is not one
+    number is compared by SQuAD's normal form, and counted as such."""
+    counts: Counter[str] = Counter()
+    examples: list[Scores] = []
+    for record in records:
+        answers = [str(answer) for answer in record["answers"]]
+        if not answers:
+            counts["examples_without_answers"] += 1
+            examples.append({})
+            continue
+        golds = [gold_number(answer) for answer in answers]
+        counts["answers_not_a_number"] += all(gold is None for gold in golds)
+        prediction = prediction_of(record, counts)
+        right = False
+        if prediction is not None:
+            number = predicted_number(prediction)
+            counts["predictions_without_a_number"] += number is None
+            for answer, gold in zip(answers, golds, strict=True):
+                if gold is None:
+                    bare = re.sub(r"\(.*\)", "", answer)
+                    right |= squad_normal(prediction) == squad_normal(bare)
+                elif number is not None:
+                    right |= numbers_agree(number, gold)
+        examples.append({"accuracy": float(right)})
+    kept = {name: count for name, count in counts.items() if count}
+    return Report("accuracy", examples, means(examples), kept)
