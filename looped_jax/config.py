@@ -141,6 +141,10 @@ def default_config() -> ConfigDict:
             tasks=(),  # Task names; empty: the training task.
             examples=1024,  # Rows per task, the same ones at every evaluation.
             batch_size=0,  # 0: train.batch_size.
+            # Downstream tasks (docs/evaluate.md), for language models.
+            data_dir="",  # Folder of their files; empty: TFDS, where it has them.
+            style="default",  # default | gpt3 | lm_eval | line (variable assignment)
+            shots=-1,  # Exemplars in a prompt; -1: the task's own number.
         )
     )
     # Runs trained in turn by one command: ((name, ((key, value), ...)), ...); empty: one run.
@@ -161,6 +165,7 @@ CHOICES = {
     "optimizer.name": ("adafactor", "adamw", "sgd"),
     "optimizer.schedule": ("cosine", "constant", "rsqrt"),
     "data.targets": ("answer", "running"),
+    "eval.style": ("default", "gpt3", "lm_eval", "line"),
 }
 POSITIVE = (
     "model.d_model",
@@ -202,6 +207,7 @@ OPERATIONAL_KEYS = (
     "data.path",  # Checkpoints remember what was there.
     "data.read_threads",
     "prepare",
+    "eval.data_dir",
 )
 
 

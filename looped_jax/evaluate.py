@@ -1,40 +1,82 @@
 """Evaluates a run's checkpoint.
 
 python -m looped_jax.evaluate --workdir=runs/phop_1x6 --tasks=phop_p16_n256 --loops=8 --step=5000
+python -m looped_jax.evaluate --workdir=runs/pile_12x2 --tasks=paper \\
+    --config.eval.data_dir=$EVALS_DIR
 
-Prints one JSON object of metrics. Tasks: synthetic ones with the run's vocabulary, or `text`.
+Prints one JSON object of metrics, from 0 to 1. Tasks of a synthetic run: synthetic ones with its
+vocabulary. Of a language model: `text` (perplexity), and downstream tasks, groups of them
+(closed_book_qa, open_book_qa, math_word_problems, reasoning_primitives) or `paper`, all 19; their
+predictions and a summary with intervals and averages go to WORKDIR/evaluations/.
 """
 
 import json
+import sys
 
 from absl import flags
 
 from looped_jax import cli
-from looped_jax.evaluation.held_out import Evaluator, HeldOut
-from looped_jax.training.run import open_run
+from looped_jax.data.pipeline import run_vocabulary
+from looped_jax.data.tasks import downstream
+from looped_jax.evaluation.downstream import Settings, evaluate_tasks, scalars, table
+from looped_jax.evaluation.held_out import Evaluator
+from looped_jax.inference.generator import Generator
+from looped_jax.training.run import OpenRun, open_run
 from looped_jax.training.trainer import held_out_sets
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run.")
-_TASKS = flags.DEFINE_list("tasks", [], "Tasks; default: those of the run's config.")
+_TASKS = flags.DEFINE_list("tasks", [], "Tasks or groups; default: those of the run's config.")
 _LOOPS = flags.DEFINE_integer("loops", None, "Loop count in place of the plan's.", lower_bound=1)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
-_SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "Held-out split.")
+_SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "Of held-out rows.")
+_LIMIT = flags.DEFINE_integer("limit", 0, "Examples per downstream task; 0: all.", lower_bound=0)
+_BATCH = flags.DEFINE_integer("batch_size", 16, "Prompts at a time.", lower_bound=1)
 
 
 def main(overrides: dict[str, str]) -> None:
     """Restores, evaluates, prints."""
     if _TASKS.value:
         overrides = {**overrides, "eval.tasks": ",".join(_TASKS.value)}
-    run = open_run(_WORKDIR.value, _STEP.value, overrides, needs_data=True)
-    job = run.job
+    run = open_run(_WORKDIR.value, _STEP.value, overrides)
+    if "text" in (run.job.config.eval.tasks or (run.job.config.data.task,)):
+        run = open_run(_WORKDIR.value, _STEP.value, overrides, needs_data=True)
+    job, config = run.job, run.job.config
     job.model.config.plan.with_loops(_LOOPS.value)  # UserError before anything is read.
-    sets: list[HeldOut] = held_out_sets(job.config, _SPLIT.value)
-    state = run.restore()
+    sets = held_out_sets(config, _SPLIT.value)
+    params = run.restore().params
     evaluator = Evaluator(job.model, job.mesh, job.rules, _LOOPS.value)
     metrics: dict[str, float] = {"step": run.step}
     for held_out in sets:
-        metrics |= evaluator(state.params, held_out) or {}
+        metrics |= evaluator(params, held_out) or {}
+    if config.data.task == "text":
+        others = tuple(name for name in config.eval.tasks if name != "text")
+        if names := downstream.expand(others):
+            metrics |= evaluate_downstream(run, params, names)
     print(json.dumps(metrics))
+
+
+def evaluate_downstream(run: OpenRun, params: object, names: tuple[str, ...]) -> dict[str, float]:
+    """Runs downstream tasks and says on stderr what came out; returns their metrics."""
+    job = run.job
+    settings = Settings.from_config(job.config, _LIMIT.value)
+    generator = Generator(
+        job.model, params, job.mesh, job.rules, _LOOPS.value, batch_size=_BATCH.value
+    )
+    # One folder per way of asking: what is in it is comparable.
+    parts = [f"step{run.step}", settings.style]
+    parts += [f"loops{_LOOPS.value}"] if _LOOPS.value else []
+    parts += [f"shots{settings.shots}"] if settings.shots >= 0 else []
+    parts += [f"limit{settings.limit}"] if settings.limit else []
+    folder = run.workdir / "evaluations" / "_".join(parts)
+    vocabulary = run_vocabulary(job.config)
+    summary = evaluate_tasks(names, settings, generator, vocabulary, folder)
+    tasks = {name: summary["tasks"][name] for name in names}
+    print(table(tasks, summary["averages"]), file=sys.stderr)
+    print(f"predictions and summary.json: {folder}", file=sys.stderr)
+    found: dict[str, float] = {}
+    for name, of_task in tasks.items():
+        found |= scalars(name, of_task)
+    return found
 
 
 if __name__ == "__main__":

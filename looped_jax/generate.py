@@ -13,12 +13,11 @@ from typing import Any
 from absl import flags
 
 from looped_jax import cli
-from looped_jax.config import ConfigDict, UserError
-from looped_jax.data.rows import BOS
-from looped_jax.data.tasks import get_task
-from looped_jax.data.vocabulary import load_vocabulary
+from looped_jax.config import UserError
+from looped_jax.data.pipeline import run_vocabulary
 from looped_jax.inference.generator import Generator
 from looped_jax.inference.sampling import Sampling
+from looped_jax.inference.text import complete, cut
 from looped_jax.training.run import open_run
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run.")
@@ -41,7 +40,7 @@ def main(overrides: dict[str, str]) -> None:
         raise UserError("say --prompt=TEXT, or --prompt=- for prompts on stdin")
     sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     run = open_run(_WORKDIR.value, _STEP.value, overrides)
-    vocabulary = vocabulary_of(run.job.config)
+    vocabulary = run_vocabulary(run.job.config)
     # One row at a time: all devices work on it, or hold copies.
     job = run.job
     generator = Generator(
@@ -51,45 +50,27 @@ def main(overrides: dict[str, str]) -> None:
         stream(generator, vocabulary, _PROMPT.value, sampling)
         return
     for line in sys.stdin:
-        text = generate_text(generator, vocabulary, line.rstrip("\n"), sampling)
-        print(json.dumps({"prompt": line.rstrip("\n"), "text": text}, ensure_ascii=False))
-
-
-def vocabulary_of(config: ConfigDict) -> Any:
-    """What the run's ids mean: encode and decode."""
-    if config.data.task == "text":
-        return load_vocabulary(config.data.vocabulary)
-    return get_task(config.data.task).vocabulary
+        prompt = line.rstrip("\n")
+        text = generate_text(generator, vocabulary, prompt, sampling)
+        print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
 
 
 def generate_text(
     generator: Generator, vocabulary: Any, prompt: str, sampling: Sampling, on_tokens: Any = None
 ) -> str:
-    """The continuation of one prompt, cut before a stop text."""
-    try:
-        ids = [BOS, *(int(i) for i in vocabulary.encode(prompt))]
-    except UnicodeEncodeError as error:
-        raise UserError("the prompt is not Unicode text") from error
-
-    def stopped(new: list[int]) -> bool:
-        text = vocabulary.decode(new)
-        return any(stop in text for stop in _STOP.value)
-
-    (made,) = generator.generate(
-        [ids],
+    """The continuation of one prompt, as the flags say."""
+    (text,) = complete(
+        generator,
+        vocabulary,
+        [prompt],
         _MAX_TOKENS.value,
+        stops=_STOP.value,
         sampling=sampling,
         seed=_SEED.value,
-        stop=stopped,
         on_tokens=on_tokens,
         chunk=_CHUNK,
     )
-    return cut(vocabulary.decode(made.tokens), _STOP.value)
-
-
-def cut(text: str, stops: list[str]) -> str:
-    """The text before the first of the stop texts."""
-    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+    return text
 
 
 def stream(generator: Generator, vocabulary: Any, prompt: str, sampling: Sampling) -> None:

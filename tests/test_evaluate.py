@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable
 
 import pytest
+from helpers import write_pile
 
 
 def test_evaluating_the_last_checkpoint_repeats_the_runs_own_numbers(
@@ -63,3 +64,54 @@ def test_a_folder_without_a_run_is_refused(
 ) -> None:
     line = fails_in_one_line("looped_jax.evaluate", f"--workdir={tmp_path}")
     assert "holds no run with a checkpoint" in line
+
+
+LANGUAGE_MODEL = """
+from looped_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.data.update(task="text", length=96)
+    config.model.update(plan="1x2", d_model=16, num_heads=4, d_ff=32)
+    config.optimizer.update(name="adamw", warmup_steps=4)
+    config.train.update(steps=4, batch_size=8)
+    config.eval.update(every=2, examples=4, tasks=("text", "svamp"))
+    return config
+"""
+
+
+def test_downstream_tasks_are_evaluated_within_training_and_after_it(
+    tmp_path: pathlib.Path, run_module: Callable, fails_in_one_line: Callable
+) -> None:
+    write_pile(tmp_path / "pile")
+    (tmp_path / "lm.py").write_text(LANGUAGE_MODEL)
+    (tmp_path / "evals").mkdir()
+    records = [
+        {"id": f"{s}{i}", "question": f"{i}?", "answers": [str(i)], "split": s}
+        for s in ("fewshot", "eval")
+        for i in range(8)
+    ]
+    content = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "evals" / "svamp.jsonl").write_text(content)
+    workdir = f"--workdir={tmp_path / 'run'}"
+    data = f"--config.eval.data_dir={tmp_path / 'evals'}"
+    train = (f"--config={tmp_path / 'lm.py'}", f"--config.data.path={tmp_path / 'pile'}")
+    line = fails_in_one_line("looped_jax.main", *train, workdir)
+    assert "task svamp: set --config.eval.data_dir; get SVAMP.json" in line
+    done = run_module("looped_jax.main", *train, workdir, data)
+    assert done.returncode == 0, done.stderr
+    metrics = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [x for x in metrics if "eval/svamp/accuracy" in x]
+    assert [x["step"] for x in evaluated] == [2, 4]
+    assert all("eval/text/bits_per_byte" in x for x in evaluated)
+
+    tasks = "--tasks=svamp,varassign_depth0_math"
+    done = run_module("looped_jax.evaluate", workdir, tasks, "--limit=4", "--loops=3", data)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {"eval/svamp/accuracy", "eval/varassign_depth0_math/accuracy"} < set(found)
+    assert "95% interval" in done.stderr
+    folder = tmp_path / "run" / "evaluations" / "step4_default_loops3_limit4"
+    assert len((folder / "svamp.jsonl").read_text().splitlines()) == 4
+    line = fails_in_one_line("looped_jax.evaluate", workdir, "--tasks=swamp", data)
+    assert "did you mean 'svamp'" in line

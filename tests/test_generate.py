@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import pytest
 
-from looped_jax.generate import cut
-
 
 def test_a_synthetic_model_answers_in_its_tasks_own_text(
     variants_run: pathlib.Path, run_module: Callable
@@ -39,8 +37,3 @@ def test_bad_input_gets_one_line(
 ) -> None:
     workdir = f"--workdir={variants_run / 'looped'}"
     assert message in fails_in_one_line("looped_jax.generate", workdir, *arguments)
-
-
-def test_text_is_cut_before_the_first_stop() -> None:
-    assert cut("a b. c\n", ["\n", ". "]) == "a b"
-    assert cut("abc", ["x"]) == cut("abc", []) == "abc"

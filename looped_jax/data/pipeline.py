@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 from looped_jax.config import UserError
 from looped_jax.data.rows import TRAIN_KEYS, Rows, RowSource, answer_rows
-from looped_jax.data.tasks import get_task
+from looped_jax.data.tasks import downstream, get_task
 from looped_jax.data.tasks.base import SyntheticTask
 from looped_jax.data.text import check_files, text_rows, text_vocab_size
+from looped_jax.data.vocabulary import load_vocabulary
 
 PREFETCHED_BATCHES = 4
 # Errors come out of grain as they went in, without remarks on their tracebacks in the message.
@@ -68,9 +69,7 @@ def data_spec(config: ConfigDict) -> DataSpec:
     if config.data.task == "text":
         if not config.data.length:
             raise UserError("config.data.length must be set for config.data.task='text'")
-        others = [name for name in config.eval.tasks if name != "text"]
-        if others:
-            raise UserError(f"config.eval.tasks: {others[0]} cannot be evaluated on a text model")
+        downstream.expand(tuple(name for name in config.eval.tasks if name != "text"))
         return DataSpec(config.data.length, text_vocab_size(config))
     task = get_task(config.data.task)
     if config.data.targets == "running" and not task.has_running_targets:
@@ -85,6 +84,13 @@ def data_spec(config: ConfigDict) -> DataSpec:
     if config.data.length and config.data.length < needed:
         raise UserError(f"config.data.length={config.data.length} is less than {needed} tokens")
     return DataSpec(config.data.length or needed, task.vocabulary.size)
+
+
+def run_vocabulary(config: ConfigDict) -> Any:
+    """What a run's ids mean: has encode(text) and decode(ids)."""
+    if config.data.task == "text":
+        return load_vocabulary(config.data.vocabulary)
+    return get_task(config.data.task).vocabulary
 
 
 def make_source(config: ConfigDict, split: str, task_name: str = "") -> RowSource:

@@ -66,7 +66,8 @@ class Usage:
 
 
 class Generator:
-    """Generates with one model's parameters, laid out over a mesh like in training."""
+    """Generates with one model, laid out over a mesh like in training. ``params`` may be changed
+    between calls: nothing is compiled anew."""
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class Generator:
         batch_size: int = 16,
     ):
         model.config.plan.with_loops(loops)  # UserError for a plan without loops.
-        self._params, self._mesh, self._rules = params, mesh, rules
+        self.params, self._mesh, self._rules = params, mesh, rules
         self._shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
         self.max_length = model.config.max_length
         self.batch_size = bucket(max(batch_size, self._shards), self._shards)
@@ -149,7 +150,7 @@ class Generator:
             tokens = self._padded([rows[i] for i in batch], length + 1)
             with mesh_context(self._mesh, self._rules):
                 log_p, greedy = jax.device_get(
-                    self._score(self._params, tokens[:, :-1], tokens[:, 1:])
+                    self._score(self.params, tokens[:, :-1], tokens[:, 1:])
                 )
             for row, i in enumerate(batch):
                 here = slice(len(pairs[i][0]) - 1, len(rows[i]) - 1)
@@ -195,7 +196,7 @@ class Generator:
         # A row can be given as many tokens as fit, and one that is not read.
         room_B = np.minimum(max_new_tokens, self.max_length - length_B + 1)
         capacity = min(bucket(longest + max_new_tokens), self.max_length)
-        logits, cache = self._prefill(self._params, tokens, length_B, capacity)
+        logits, cache = self._prefill(self.params, tokens, length_B, capacity)
         new: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
         done_B = np.ones(len(tokens), bool)
@@ -203,7 +204,7 @@ class Generator:
         step = 0
         while not done_B.all():
             out, logits, cache = self._decode(
-                chunk, sampling, self._params, cache, logits, done_B, step, key
+                chunk, sampling, self.params, cache, logits, done_B, step, key
             )
             out = np.asarray(out)
             for i in np.flatnonzero(~done_B):

@@ -28,10 +28,14 @@ from looped_jax.data.pipeline import (
     check_data,
     data_spec,
     make_source,
+    run_vocabulary,
     train_batches,
 )
 from looped_jax.data.rows import Rows
+from looped_jax.data.tasks.downstream import TASKS, expand
+from looped_jax.evaluation.downstream import Asked, Settings, ask, run_task, scalars
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
+from looped_jax.inference.generator import Generator
 from looped_jax.models.flops import train_flops
 from looped_jax.models.layers import ModelConfig
 from looped_jax.models.transformer import LoopedTransformer
@@ -116,6 +120,7 @@ def held_out_sets(config: ConfigDict, split: str = "validation") -> list[HeldOut
             jax.process_count(),
         )
         for name in (config.eval.tasks or (config.data.task,))
+        if config.data.task != "text" or name == "text"
     ]
 
 
@@ -160,6 +165,8 @@ class _Run:
         self.held_out = held_out_sets(self.config)
         self.metrics = MetricsWriter(workdir, self.step)
         self.evaluate = Evaluator(job.model, job.mesh, job.rules)
+        self.downstream = self._downstream_tasks()
+        self.generator: Generator | None = None
         train = self.config.train
         self.train_step = jax.jit(
             make_train_step(job.model, job.optimizer, train.z_loss, train.grad_accumulation),
@@ -170,6 +177,15 @@ class _Run:
         self.tokens = train.batch_size * spec.length
         self.flops = train_flops(job.model.config, train.batch_size, spec.length)
         self.peak = peak_flops(job.mesh.devices.flat[0]) * job.mesh.size
+
+    def _downstream_tasks(self) -> list[Asked]:
+        """The downstream tasks of a language model's config, with their prompts."""
+        if self.config.data.task != "text":
+            return []
+        names = expand(tuple(name for name in self.config.eval.tasks if name != "text"))
+        settings = Settings.from_config(self.config, self.config.eval.examples)
+        vocabulary, length = run_vocabulary(self.config), self.job.model.config.max_length
+        return [ask(TASKS[name], settings, vocabulary, length) for name in names]
 
     def _first_state(self) -> TrainState:
         latest = self.checkpointer.latest()
@@ -263,8 +279,28 @@ class _Run:
             if metrics is None:
                 return False
             line |= metrics
+        for asked in self.downstream:
+            summary = run_task(
+                asked,
+                self._generator(),
+                run_vocabulary(self.config),
+                self.config.eval.style,
+                stop=lambda: self.stop.received,
+                show_progress=False,
+            )
+            if summary is None:
+                return False
+            line |= scalars(asked.task.name, summary)
         self._write(line)
         return True
+
+    def _generator(self) -> Generator:
+        """For this step's parameters; compiled at its first use."""
+        if self.generator is None:
+            job = self.job
+            self.generator = Generator(job.model, self.state.params, job.mesh, job.rules)
+        self.generator.params = self.state.params
+        return self.generator
 
     def _save_if_due(self, scalars: dict[str, jax.Array]) -> bool:
         if self.step % self.config.checkpoint.every and self.step != self.config.train.steps:

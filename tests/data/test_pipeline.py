@@ -90,7 +90,7 @@ def test_no_more_rows_are_evaluated_than_there_are() -> None:
         (dict(data__task="text"), "config.data.length must be set"),
         (
             dict(data__task="text", data__length=8, eval__tasks=("igsm",)),
-            "igsm cannot be evaluated on a text model",
+            "no downstream task 'igsm'",
         ),
     ],
 )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from looped_jax.config import UserError, nearest
 from looped_jax.data.tasks import get_task, task_names
+from looped_jax.data.tasks.downstream import TASKS
 from looped_jax.evaluation.metrics.answers import (
     exact_text,
     open_domain,
@@ -18,32 +19,27 @@ from looped_jax.evaluation.metrics.numbers import math_problems
 
 Metric = Callable[[Sequence[Record]], Report]
 
+# By the name that a DownstreamTask gives.
 METRICS: dict[str, Metric] = {
     "triviaqa": triviaqa,
-    "tydiqa_nocontext": tydiqa,
-    "natural_questions": open_domain,
-    "web_questions": open_domain,
-    "tydiqa_goldp": tydiqa,
+    "tydiqa": tydiqa,
+    "open_domain": open_domain,
     "squad_v2": squad_v2,
     "drop": drop,
     "quac": quac,
     "coqa": coqa,
-    "asdiv": math_problems,
-    "mawps_addsub": math_problems,
-    "mawps_multiarith": math_problems,
-    "mawps_singleeq": math_problems,
-    "mawps_singleop": math_problems,
-    "svamp": math_problems,
+    "math_problems": math_problems,
+    "exact_text": exact_text,
 }
 
 
 def metric_of(task: str) -> Metric:
     """The metric of a task; UserError with the nearest name if there is no such task."""
-    if task in METRICS:
-        return METRICS[task]
+    if task in TASKS:
+        return METRICS[TASKS[task].metric]
     try:
         get_task(task)  # Synthetic: its answer is one text.
     except UserError as error:
-        hint = nearest(task, [*METRICS, *task_names()])
+        hint = nearest(task, [*TASKS, *task_names()])
         raise UserError(f"no task {task!r}{hint} (python -m looped_jax.tasks --list)") from error
     return exact_text

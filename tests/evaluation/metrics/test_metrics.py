@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from looped_jax.config import UserError
-from looped_jax.evaluation.metrics import METRICS, metric_of
+from looped_jax.data.tasks.downstream import TASKS
+from looped_jax.evaluation.metrics import metric_of
 from looped_jax.evaluation.metrics.answers import trivia_normal
 from looped_jax.evaluation.metrics.dialogue import CANNOT_ANSWER, human_f1, quac_references
 from looped_jax.evaluation.metrics.drop import drop_normal, drop_score, gold_spans
@@ -398,7 +399,7 @@ def test_any_whole_number_is_read_back(number: int, form: str) -> None:
 # --- All ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", METRICS)
+@pytest.mark.parametrize("task", TASKS)
 @given(st.lists(st.tuples(texts, st.lists(texts, min_size=1, max_size=3)), min_size=1, max_size=4))
 def test_every_metric_is_bounded_and_scores_every_example(task: str, examples: list) -> None:
     records = [{"prediction": p, "answers": answers} for p, answers in examples]

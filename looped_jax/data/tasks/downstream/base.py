@@ -1,0 +1,231 @@
+"""What a downstream task is: where its examples come from and how they are asked.
+
+A task is one `DownstreamTask`: its source, its prompt in one or more styles, its shots and the name
+of its metric. To add one, write one (docs/tasks.md) and list it in registry.py.
+"""
+
+import bisect
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from looped_jax.config import UserError
+
+GROUPS = ("closed_book_qa", "open_book_qa", "math_word_problems", "reasoning_primitives")
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One question. ``answers``: all that are accepted; () where it cannot be answered."""
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    context: str = ""
+    title: str = ""
+    # The conversation so far: (question, the first reference's answer).
+    history: tuple[tuple[str, str], ...] = ()
+    # What the metric needs beside the answers, as looped_jax.score takes it.
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def first_answer(example: Example) -> str:
+    """What an exemplar answers."""
+    return example.answers[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """How an example is asked: the text up to where the answer starts, and the answer.
+
+    A prompt is the preamble, then each exemplar with its answer, then the question, all joined by
+    ``separator``; a blank stands before an answer.
+    """
+
+    question: Callable[[Example], str]
+    answer: Callable[[Example], str] = first_answer
+    separator: str = "\n\n"
+    preamble: str = ""
+    stop: tuple[str, ...] = ("\n",)
+
+
+Reader = Callable[[epath.Path], Iterator[Example]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DownstreamTask:
+    """A task. ``released``: for each split the file names that its own release has; ``reader``
+    reads one. ``tfds``: (builder, {split: TFDS split}, features -> Example) where the builder
+    carries all that the metric needs. ``where``: how to get the data. ``generate``: examples made
+    rather than read, from (split, count)."""
+
+    name: str
+    group: str
+    metric: str
+    styles: Mapping[str, Style]
+    shots: int = 5
+    where: str = ""
+    released: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    reader: Reader | None = None
+    tfds: tuple[str, Mapping[str, str], Callable[[Any], Example | None]] | None = None
+    generate: Callable[[str, int], list[Example]] | None = None
+    # A prediction from the generated text, cut at the first stop.
+    extract: Callable[[str], Any] = str.strip
+    max_new_tokens: int = 32
+
+    def style(self, name: str) -> Style:
+        """A style by name; a task that has no such style of its own uses its default."""
+        return self.styles.get(name, self.styles["default"])
+
+    def examples(self, split: str, data_dir: str = "", count: int = 0) -> list[Example]:
+        """The examples of a split (train for exemplars, validation for evaluation).
+
+        From ``data_dir`` (or its subfolder of the task's name): `<task>.jsonl` in the simple form
+        (docs/evaluate.md) or the released files; without it from TFDS. UserError says how to get
+        what is missing.
+        """
+        if self.generate is not None:
+            return self.generate(split, count or 1000)
+        examples = self._local(split, epath.Path(data_dir)) if data_dir else self._from_tfds(split)
+        return examples[:count] if count else examples
+
+    def _local(self, split: str, folder: epath.Path) -> list[Example]:
+        if not folder.is_dir():
+            raise UserError(f"config.eval.data_dir={folder} is not a folder")
+        for place in (folder, folder / self.name):
+            simple = place / f"{self.name}.jsonl"
+            if simple.is_file():
+                return read_simple(simple, split)
+            for name in self.released.get(split, ()):
+                if self.reader is not None and (place / name).is_file():
+                    return _read_released(self.reader, place / name)
+        names = ", ".join([f"{self.name}.jsonl", *self.released.get(split, ())])
+        raise UserError(
+            f"task {self.name}: no {names} in config.eval.data_dir={folder}; {self.where}"
+        )
+
+    def _from_tfds(self, split: str) -> list[Example]:
+        if self.tfds is None:
+            raise UserError(f"task {self.name}: set --config.eval.data_dir; {self.where}")
+        from looped_jax.data.tasks.downstream.tfds_source import load
+
+        builder, splits, to_example = self.tfds
+        return load(self.name, builder, splits[split], to_example, self.where)
+
+
+def read_simple(path: epath.Path, split: str) -> list[Example]:
+    """Reads the simple form: JSON lines with id, question, answers, context, title, history
+    [{question, answer}], split (fewshot or eval), and what else the metric needs.
+
+    UserError names a line that is none, or an id that occurs twice.
+    """
+    wanted = {"train": "fewshot"}.get(split, "eval")
+    examples, seen = [], set()
+    for number, line in enumerate(path.read_text().split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+            split_of_line = record.pop("split")
+            example = Example(
+                id=str(record.pop("id")),
+                question=record.pop("question"),
+                answers=tuple(str(answer) for answer in record.pop("answers")),
+                context=record.pop("context", None) or "",
+                title=record.pop("title", None) or "",
+                history=tuple(
+                    (turn["question"], turn["answer"]) for turn in record.pop("history", None) or ()
+                ),
+                fields=record,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}: not an example ({type(error).__name__}: {error})") from error
+        if example.id in seen:
+            raise UserError(f"{where}: id {example.id!r} occurs twice")
+        seen.add(example.id)
+        if split_of_line == wanted:
+            examples.append(example)
+    if not examples:
+        raise UserError(f"{path} has no example with split {wanted!r}")
+    return examples
+
+
+def _read_released(reader: Reader, path: epath.Path) -> list[Example]:
+    try:
+        examples = list(reader(path))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{path} is not in the released format ({type(error).__name__}: {error})"
+        ) from error
+    if not examples:
+        raise UserError(f"{path} has no examples")
+    return examples
+
+
+def draw_exemplars(pool: Sequence[Example], shots: int, seed: int = 0) -> list[Example]:
+    """The same exemplars for everybody: drawn from the pool, ordered by id, by a fixed seed.
+
+    UserError if the pool has too few.
+    """
+    if shots > len(pool):
+        raise UserError(f"{shots} shots were asked for, the training split has {len(pool)}")
+    ordered = sorted(pool, key=lambda example: example.id)
+    return random.Random(seed).sample(ordered, shots)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """A prompt's text, the ids of the exemplars in it, and what did not fit: how many exemplars
+    went, whether the context (or the conversation) lost its beginning, whether all that is not
+    enough."""
+
+    text: str
+    exemplars: tuple[str, ...]
+    dropped: int = 0
+    context_cut: bool = False
+    too_long: bool = False
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits of the text's SHA-256: equal prompts can be told by it."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:12]
+
+
+def build_prompt(
+    style: Style,
+    example: Example,
+    exemplars: Sequence[Example],
+    fits: Callable[[str], bool],
+) -> Prompt:
+    """The longest prompt that fits: exemplars go from the front, then, if need be, the beginning
+    of the context and of the conversation; never the question."""
+    shown = [f"{style.question(e)} {style.answer(e)}" for e in exemplars]
+
+    def text(first_exemplar: int, asked: Example) -> str:
+        parts = [*shown[first_exemplar:], style.question(asked)]
+        return style.preamble + style.separator.join(parts)
+
+    for dropped in range(len(shown) + 1):
+        if fits(text(dropped, example)):
+            kept = tuple(e.id for e in exemplars[dropped:])
+            return Prompt(text(dropped, example), kept, dropped)
+
+    # What may go from the front: words of the context, then turns of the conversation.
+    words, turns = example.context.split(" "), example.history
+
+    def shortened(cut: int) -> str:
+        context = " ".join(words[cut:])
+        history = turns[max(0, cut - len(words)) :]
+        return text(len(shown), dataclasses.replace(example, context=context, history=history))
+
+    cut = bisect.bisect_left(
+        range(len(words) + len(turns)), True, key=lambda cut: fits(shortened(cut))
+    )
+    short = shortened(cut)
+    return Prompt(short, (), len(shown), context_cut=True, too_long=not fits(short))

@@ -1,0 +1,317 @@
+"""Runs downstream tasks: prompts, greedy generation, predictions on disk, the official metric.
+
+Predictions are written as they come, one JSON line each; a run that was interrupted goes on after
+the last one. A prediction belongs to its prompt, by hash: another style, number of shots or set of
+exemplars is asked again.
+"""
+
+import dataclasses
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from looped_jax.config import RunError, UserError
+from looped_jax.data.tasks.downstream import TASKS, group_members
+from looped_jax.data.tasks.downstream.base import (
+    GROUPS,
+    DownstreamTask,
+    Example,
+    Prompt,
+    build_prompt,
+    draw_exemplars,
+)
+from looped_jax.evaluation.metrics import METRICS
+from looped_jax.inference.generator import Generator, Usage
+from looped_jax.inference.text import complete, prompt_ids
+
+BOOTSTRAP_SAMPLES = 1000
+# The groups of the paper's "All tasks" average: all but the reasoning primitives.
+ALL_TASKS = GROUPS[:3]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How tasks are asked; from config.eval."""
+
+    data_dir: str = ""
+    style: str = "default"
+    shots: int = -1
+    limit: int = 0  # Examples per task, whole dialogues, drawn by a fixed seed; 0: all.
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, limit: int = 0) -> "Settings":
+        return cls(config.eval.data_dir, config.eval.style, config.eval.shots, limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A task's examples with their prompts."""
+
+    task: DownstreamTask
+    examples: list[Example]
+    prompts: list[Prompt]
+    exemplars: list[str]
+
+
+def ask(task: DownstreamTask, settings: Settings, vocabulary: Any, max_length: int) -> Asked:
+    """Reads a task's examples and builds its prompts; UserError as DownstreamTask.examples."""
+    style = task.style(settings.style)
+    examples = _limited(task.examples("validation", settings.data_dir), settings.limit)
+    shots = task.shots if settings.shots < 0 else settings.shots
+    exemplars: list[Example] = []
+    if shots:
+        exemplars = draw_exemplars(task.examples("train", settings.data_dir), shots)
+    # The last token is said, never read.
+    room = max_length - task.max_new_tokens + 1
+
+    def fits(text: str) -> bool:
+        return len(prompt_ids(vocabulary, text)) <= room
+
+    prompts = [build_prompt(style, example, exemplars, fits) for example in examples]
+    return Asked(task, examples, prompts, [exemplar.id for exemplar in exemplars])
+
+
+def _limited(examples: list[Example], limit: int) -> list[Example]:
+    if not limit or limit >= len(examples):
+        return examples
+    by_dialogue: dict[str, list[Example]] = {}
+    for example in examples:
+        key = str(example.fields.get("dialogue_id", example.id))
+        by_dialogue.setdefault(key, []).append(example)
+    names = sorted(by_dialogue)
+    random.Random(0).shuffle(names)
+    chosen: list[Example] = []
+    for name in names:
+        if len(chosen) >= limit:
+            break
+        chosen += by_dialogue[name]
+    return chosen
+
+
+def run_task(
+    asked: Asked,
+    generator: Generator,
+    vocabulary: Any,
+    style_name: str = "default",
+    out: epath.Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    show_progress: bool = True,
+) -> dict[str, Any] | None:
+    """Generates what is missing, scores everything; returns the task's summary.
+
+    With ``out`` (a JSONL file) predictions are kept there, and those that are there already are
+    not made again. None if ``stop``, asked between batches, says so. RunError if ``out`` cannot
+    be written.
+    """
+    started = time.perf_counter()
+    generator.usage = Usage()
+    style = asked.task.style(style_name)
+    predictions = _kept(out, asked) if out is not None else {}
+    todo = [
+        i
+        for i, (example, prompt) in enumerate(zip(asked.examples, asked.prompts, strict=True))
+        if example.id not in predictions and not prompt.too_long
+    ]
+    # Long and short prompts apart, as the generator batches them.
+    todo.sort(key=lambda i: len(asked.prompts[i].text))
+    try:
+        file = out.open("a") if out is not None else None
+        size = generator.batch_size
+        bar = tqdm(
+            total=len(asked.examples),
+            initial=len(asked.examples) - len(todo),
+            desc=asked.task.name,
+            unit="example",
+            disable=not show_progress,
+        )
+        with bar:
+            for start in range(0, len(todo), size):
+                if stop():
+                    return None
+                batch = todo[start : start + size]
+                texts = complete(
+                    generator,
+                    vocabulary,
+                    [asked.prompts[i].text for i in batch],
+                    asked.task.max_new_tokens,
+                    stops=style.stop,
+                )
+                for i, text in zip(batch, texts, strict=True):
+                    example = asked.examples[i]
+                    predictions[example.id] = asked.task.extract(text)
+                    if file is not None:
+                        line = _record(example, asked.prompts[i], predictions[example.id])
+                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                if file is not None:
+                    file.flush()
+                bar.update(len(batch))
+        if file is not None:
+            file.close()
+        return _scored(asked, predictions, generator.usage, time.perf_counter() - started, out)
+    except OSError as error:
+        raise RunError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def _record(example: Example, prompt: Prompt, prediction: Any) -> dict[str, Any]:
+    """A line of a predictions file, as looped_jax.score reads it."""
+    return {
+        "id": example.id,
+        "prompt_hash": prompt.hash,
+        "prediction": prediction,
+        "answers": list(example.answers),
+        **example.fields,
+    }
+
+
+def _kept(out: epath.Path, asked: Asked) -> dict[str, Any]:
+    """Predictions of these very prompts from an earlier, perhaps interrupted, run."""
+    if not out.exists():
+        return {}
+    hashes = {e.id: p.hash for e, p in zip(asked.examples, asked.prompts, strict=True)}
+    kept: dict[str, Any] = {}
+    for line in out.read_text().split("\n")[:-1]:  # A last line that was cut off is left out.
+        record = json.loads(line)
+        if hashes.get(record["id"]) == record["prompt_hash"]:
+            kept[record["id"]] = record["prediction"]
+    _write_records(out, asked, kept, None)
+    return kept
+
+
+def _write_records(
+    out: epath.Path, asked: Asked, predictions: dict[str, Any], scores: Sequence[Any] | None
+) -> None:
+    lines = []
+    for i, (example, prompt) in enumerate(zip(asked.examples, asked.prompts, strict=True)):
+        if scores is None and example.id not in predictions:
+            continue
+        record = _record(example, prompt, predictions.get(example.id))
+        if scores is not None:
+            record["scores"] = scores[i]
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    temporary = out.with_name(f"{out.name}.tmp")
+    temporary.write_text("".join(lines))
+    temporary.replace(out)
+
+
+def _scored(
+    asked: Asked,
+    predictions: dict[str, Any],
+    usage: Usage,
+    seconds: float,
+    out: epath.Path | None,
+) -> dict[str, Any]:
+    records = [
+        _record(example, prompt, predictions.get(example.id))
+        for example, prompt in zip(asked.examples, asked.prompts, strict=True)
+    ]
+    report = METRICS[asked.task.metric](records)
+    if out is not None:
+        _write_records(out, asked, predictions, report.examples)
+    counts = Counter(report.counts)
+    counts["prompts_with_fewer_exemplars"] = sum(p.dropped > 0 for p in asked.prompts)
+    counts["prompts_with_cut_context"] = sum(p.context_cut for p in asked.prompts)
+    counts["prompts_too_long"] = sum(p.too_long for p in asked.prompts)
+    headline = [s[report.headline] for s in report.examples if report.headline in s]
+    return {
+        "examples": len(records),
+        "headline": report.headline,
+        "interval_95": bootstrap_interval(headline),
+        "metrics": report.totals,
+        "counts": {name: count for name, count in counts.items() if count},
+        "exemplars": asked.exemplars,
+        "prompt_padding": usage.padding,
+        "seconds": seconds,
+    }
+
+
+def bootstrap_interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """The middle 95% of the means of BOOTSTRAP_SAMPLES resamples of the examples, in percent."""
+    if not scores:
+        return (0.0, 100.0)
+    rng = np.random.default_rng(seed)
+    values = np.asarray(scores)
+    means = [
+        values[rng.integers(0, len(values), len(values))].mean() for _ in range(BOOTSTRAP_SAMPLES)
+    ]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return (100 * float(low), 100 * float(high))
+
+
+def averages(tasks: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Averages of the headline figures, in percent: of every group that is complete, and of the
+    paper's "All tasks" (the three groups but the reasoning primitives) if they are."""
+    headline = {name: summary["metrics"][summary["headline"]] for name, summary in tasks.items()}
+    found = {}
+    for group in GROUPS:
+        members = group_members(group)
+        if all(name in headline for name in members):
+            found[group] = sum(headline[name] for name in members) / len(members)
+    if all(group in found for group in ALL_TASKS):
+        members = tuple(name for group in ALL_TASKS for name in group_members(group))
+        found["all_tasks"] = sum(headline[name] for name in members) / len(members)
+    return found
+
+
+def table(tasks: dict[str, dict[str, Any]], means: dict[str, float]) -> str:
+    """The summaries as text."""
+    lines = [f"{'task':24}  {'metric':10}  {'%':>6}  {'95% interval':>15}  {'examples':>8}  s"]
+    for name, summary in tasks.items():
+        low, high = summary["interval_95"]
+        lines.append(
+            f"{name:24}  {summary['headline']:10}  "
+            f"{summary['metrics'][summary['headline']]:6.2f}  {low:6.2f} to {high:5.2f}  "
+            f"{summary['examples']:8,}  {summary['seconds']:.0f}"
+        )
+    lines += [f"{name:24}  {'average':10}  {value:6.2f}" for name, value in means.items()]
+    return "\n".join(lines)
+
+
+def evaluate_tasks(
+    names: Sequence[str],
+    settings: Settings,
+    generator: Generator,
+    vocabulary: Any,
+    folder: epath.Path | None = None,
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Runs tasks in turn; returns {"tasks": {name: summary}, "averages": …}.
+
+    With ``folder`` predictions go to NAME.jsonl in it and the summary to summary.json, which keeps
+    the tasks that earlier calls left there. Every task's data is looked for before the first
+    starts.
+    """
+    asked = {name: ask(TASKS[name], settings, vocabulary, generator.max_length) for name in names}
+    summary: dict[str, Any] = {"tasks": {}, "averages": {}}
+    path = folder / "summary.json" if folder is not None else None
+    if folder is not None and path is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            try:
+                summary = json.loads(path.read_text())
+            except ValueError as error:
+                raise UserError(f"{path} is damaged ({error}); remove it") from error
+    for name in names:
+        out = folder / f"{name}.jsonl" if folder is not None else None
+        result = run_task(
+            asked[name], generator, vocabulary, settings.style, out, show_progress=show_progress
+        )
+        summary["tasks"][name] = result
+        summary["averages"] = averages(summary["tasks"])
+        if path is not None:
+            temporary = path.with_name(f"{path.name}.tmp")
+            temporary.write_text(json.dumps(summary, indent=1) + "\n")
+            temporary.replace(path)
+    return summary
+
+
+def scalars(name: str, summary: dict[str, Any]) -> dict[str, float]:
+    """A task's metrics for metrics.jsonl: eval/<task>/<metric>, from 0 to 1."""
+    return {f"eval/{name}/{key}": value / 100 for key, value in summary["metrics"].items()}

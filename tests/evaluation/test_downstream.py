@@ -1,0 +1,182 @@
+"""The runner: real generation by a small model, predictions on disk, summaries."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import pytest
+from etils import epath
+from helpers import init, small_config, small_model
+
+from looped_jax.data.tasks.downstream import TASKS, group_members
+from looped_jax.data.vocabulary import Bytes
+from looped_jax.evaluation import downstream
+from looped_jax.evaluation.downstream import Settings, ask, bootstrap_interval, evaluate_tasks
+from looped_jax.inference.generator import Generator
+from looped_jax.parallel.mesh import make_mesh
+
+LENGTH = 96
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    model = small_model("1x2", vocab_size=264, max_length=LENGTH)
+    config = small_config(mesh__data=1)
+    return Generator(model, init(model), make_mesh(config), config.mesh.rules, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("evals")
+    records = [
+        {
+            "id": f"{split}{i}",
+            "question": f"{i} and {i}?",
+            "answers": [str(2 * i)],
+            "split": split,
+        }
+        for split in ("fewshot", "eval")
+        for i in range(10)
+    ]
+    (folder / "svamp.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    turns = [
+        {
+            "id": f"d{d}_{t}",
+            "dialogue_id": f"d{d}",
+            "question": f"{t}?",
+            "context": "word " * 40,
+            "answers": ["x"],
+            "split": "eval",
+        }
+        for d in range(4)
+        for t in range(3)
+    ]
+    (folder / "quac.jsonl").write_text("".join(json.dumps(r) + "\n" for r in turns))
+    return folder
+
+
+def run(generator: Generator, data_dir: pathlib.Path, folder: pathlib.Path, **settings: Any) -> Any:
+    own = Settings(str(data_dir), **settings)
+    return evaluate_tasks(
+        ("svamp",), own, generator, Bytes(), epath.Path(folder), show_progress=False
+    )
+
+
+def lines(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_predictions_and_summary_are_written(
+    generator: Generator, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    summary = run(generator, data_dir, tmp_path / "out")["tasks"]["svamp"]
+    records = lines(tmp_path / "out" / "svamp.jsonl")
+    assert [r["id"] for r in records] == [f"eval{i}" for i in range(10)]
+    for record in records:
+        assert set(record["scores"]) == {"accuracy"}
+        assert "\n" not in record["prediction"]
+        assert len(record["prompt_hash"]) == 12
+    right = np.mean([record["scores"]["accuracy"] for record in records])
+    assert summary["metrics"]["accuracy"] == pytest.approx(100 * right)
+    assert summary["examples"] == 10
+    assert len(summary["exemplars"]) == 5
+    assert summary["counts"]["prompts_with_fewer_exemplars"] == 10  # 96 bytes are few.
+    assert 0 < summary["prompt_padding"] < 1
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["tasks"]["svamp"]
+    # looped_jax.score reads the file and agrees.
+    from looped_jax.evaluation.metrics import metric_of
+    from looped_jax.score import read_records
+
+    scored, _ = read_records(epath.Path(tmp_path / "out" / "svamp.jsonl"))
+    assert metric_of("svamp")(scored).totals == summary["metrics"]
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(
+    generator: Generator,
+    data_dir: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(generator, data_dir, tmp_path / "whole")
+    run(generator, data_dir, tmp_path / "cut")
+    path = tmp_path / "cut" / "svamp.jsonl"
+    kept = path.read_text().splitlines(keepends=True)[:4]
+    path.write_text("".join(kept) + '{"id": "eval4", "promp')  # As a kill leaves it.
+    asked: list[int] = []
+    complete = downstream.complete
+
+    def counting(*arguments: Any, **kwargs: Any) -> list[str]:
+        asked.append(len(arguments[2]))
+        return complete(*arguments, **kwargs)
+
+    monkeypatch.setattr(downstream, "complete", counting)
+    run(generator, data_dir, tmp_path / "cut")
+    assert sum(asked) == 6
+    assert lines(path) == lines(tmp_path / "whole" / "svamp.jsonl")
+    # Another way of asking is asked anew.
+    run(generator, data_dir, tmp_path / "cut", shots=0)
+    assert sum(asked) == 16
+
+
+def test_whole_dialogues_are_chosen_and_long_contexts_cut(
+    generator: Generator, data_dir: pathlib.Path
+) -> None:
+    settings = Settings(str(data_dir), limit=4)
+    asked = ask(TASKS["quac"], settings, Bytes(), LENGTH)
+    names = [e.fields["dialogue_id"] for e in asked.examples]
+    assert len(names) == 6 and len(set(names)) == 2
+    assert asked.examples == ask(TASKS["quac"], settings, Bytes(), LENGTH).examples
+    assert all(prompt.context_cut and not prompt.too_long for prompt in asked.prompts)
+    summary = downstream.run_task(asked, generator, Bytes(), show_progress=False)
+    assert summary is not None
+    assert summary["counts"]["prompts_with_cut_context"] == 6
+    assert set(summary["metrics"]) == {"f1", "HEQ", "unfiltered_f1", "DHEQ"}
+
+
+def test_what_does_not_fit_at_all_is_counted_and_not_asked(
+    generator: Generator, data_dir: pathlib.Path
+) -> None:
+    asked = ask(TASKS["svamp"], Settings(str(data_dir)), Bytes(), 40)  # 32 of them to answer.
+    assert all(prompt.too_long for prompt in asked.prompts)
+    summary = downstream.run_task(asked, generator, Bytes(), show_progress=False)
+    assert summary is not None
+    assert summary["counts"]["prompts_too_long"] == 10
+    assert summary["counts"]["missing_predictions"] == 10
+
+
+def test_a_stop_is_heard_between_batches(generator: Generator, data_dir: pathlib.Path) -> None:
+    asked = ask(TASKS["svamp"], Settings(str(data_dir)), Bytes(), LENGTH)
+    calls = iter([False, True])
+    stopped = downstream.run_task(
+        asked, generator, Bytes(), stop=lambda: next(calls), show_progress=False
+    )
+    assert stopped is None
+
+
+def test_intervals_cover_the_mean_and_shrink_with_more_examples() -> None:
+    few, many = ([1.0, 0.0] * n for n in (10, 1000))
+    (low, high), (lower, higher) = bootstrap_interval(few), bootstrap_interval(many)
+    assert low < lower < 50 < higher < high
+    # 1.96 sqrt(0.25 / 2000) is 2.2 points.
+    assert higher - lower == pytest.approx(4.4, abs=0.5)
+    assert bootstrap_interval([1.0] * 5) == (100, 100)
+    assert bootstrap_interval([]) == (0, 100)
+
+
+def test_averages_are_of_complete_groups_and_the_papers_all_tasks() -> None:
+    def summary(value: float) -> dict:
+        return {"headline": "x", "metrics": {"x": value}}
+
+    names = [name for group in downstream.GROUPS for name in group_members(group)]
+    tasks = {name: summary(float(i)) for i, name in enumerate(names)}
+    means = downstream.averages(tasks)
+    assert means["closed_book_qa"] == pytest.approx(np.mean(range(4)))
+    assert means["reasoning_primitives"] == pytest.approx(np.mean(range(15, 19)))
+    assert means["all_tasks"] == pytest.approx(np.mean(range(15)))
+    del tasks["svamp"]
+    assert set(downstream.averages(tasks)) == {
+        "closed_book_qa",
+        "open_book_qa",
+        "reasoning_primitives",
+    }
