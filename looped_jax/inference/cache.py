@@ -21,14 +21,24 @@ _AXES = (None, "layers", "batch", "activation_heads", "cache", "head_dim")
 
 @struct.dataclass
 class Cache:
-    """Keys and values of all tokens so far: row b has ``length_B[b]`` of them."""
+    """Keys and values of all tokens so far.
+
+    Row b's prompt is in its first ``prompt_B[b]`` places; what was generated since begins behind
+    the longest prompt, in the same place for all rows, so that writing is one contiguous update
+    and not a scatter. The places between are never seen. The last token's keys and values are
+    still ``pending``: they are written before the next step reads the cache, and not after this
+    one has, or XLA would copy the whole cache in every step to keep the two apart.
+    """
 
     segments: tuple[KeyValues, ...]
-    length_B: jax.Array
+    pending: tuple[KeyValues, ...]
+    prompt_B: jax.Array
+    generated: jax.Array  # int32 [], tokens per row.
+    prompt_width: int = struct.field(pytree_node=False)
 
     @property
     def capacity(self) -> int:
-        """S, tokens that a row can hold."""
+        """S, places of a row."""
         return self.segments[0].k.shape[-2]
 
 
@@ -52,18 +62,20 @@ def prefill(
     Args:
       tokens_BT: prompts, padded on the right with anything.
       length_B: int32, tokens of each prompt, at least 1.
-      capacity: S >= T, tokens that the cache can hold.
+      capacity: S > T, places of the cache: T + 1, and one per token to be generated.
       loops: as in LoopedTransformer.
     """
-    inference = Inference(length_B)
+    inference = Inference(length_B - 1)
     logits_BV, kept = model.apply({"params": params}, tokens_BT, loops=loops, inference=inference)
-    room = capacity - tokens_BT.shape[1]
+    width = tokens_BT.shape[1]
 
     def grow(array: jax.Array) -> jax.Array:
-        grown = jnp.pad(array, ((0, 0),) * 4 + ((0, room), (0, 0)))
+        grown = jnp.pad(array, ((0, 0),) * 4 + ((0, capacity - width), (0, 0)))
         return nn.with_logical_constraint(grown, _AXES)
 
-    return logits_BV, Cache(jax.tree.map(grow, kept), length_B)
+    segments = jax.tree.map(grow, kept)
+    nothing = jax.tree.map(lambda array: jnp.zeros_like(array[..., :1, :]), kept)
+    return logits_BV, Cache(segments, nothing, length_B, jnp.zeros((), jnp.int32), width)
 
 
 def decode(
@@ -75,25 +87,26 @@ def decode(
 ) -> tuple[jax.Array, Cache]:
     """Reads one more token per row; returns logits_BV of what follows, and the cache with it.
 
-    A row that is full stays as it is: its last place is overwritten.
+    A full cache stays as it is: its last place is overwritten.
     """
-    inference = Inference(cache.length_B, cache.segments)
+    # The first place behind the prompts takes what is pending after them: nothing.
+    last = jnp.minimum(cache.prompt_width + cache.generated, cache.capacity - 1)
+
+    def write(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, new, last, axis=4)
+
+    segments = jax.tree.map(write, cache.segments, cache.pending)
+    place_S = jnp.arange(cache.capacity)
+    own_S = (place_S > cache.prompt_width) & (place_S <= last)
+    seen_BS = (place_S < cache.prompt_B[:, None]) | own_S
     logits_BV, kept = model.apply(
         {"params": params},
         token_B[:, None],
-        positions_BT=cache.length_B[:, None],
+        positions_BT=(cache.prompt_B + cache.generated)[:, None],
         loops=loops,
-        inference=inference,
+        inference=Inference(jnp.zeros_like(cache.prompt_B), segments, seen_BS),
     )
-    at_B = jnp.minimum(cache.length_B, cache.capacity - 1)
-    rows_B = jnp.arange(len(at_B))
-
-    def write(old: jax.Array, new: jax.Array) -> jax.Array:
-        # [L, k, B, G, S, K] <- [L, k, B, G, 1, K], at another place in each row. B and S are
-        # indexed, with G between them: the indexed axes come first in what is set.
-        new = jnp.moveaxis(new[..., 0, :], 2, 0)
-        return old.at[:, :, rows_B, :, at_B].set(new)
-
-    segments = jax.tree.map(write, cache.segments, kept)
-    length_B = jnp.minimum(cache.length_B + 1, cache.capacity)
-    return logits_BV, Cache(segments, length_B)
+    kept_all: Any = kept
+    return logits_BV, Cache(
+        segments, kept_all, cache.prompt_B, cache.generated + 1, cache.prompt_width
+    )

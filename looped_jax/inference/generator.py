@@ -195,7 +195,8 @@ class Generator:
         length_B[: len(prompts)] = [len(prompt) for prompt in prompts]
         # A row can be given as many tokens as fit, and one that is not read.
         room_B = np.minimum(max_new_tokens, self.max_length - length_B + 1)
-        capacity = min(bucket(longest + max_new_tokens), self.max_length)
+        # The last token said is not read; one place is never seen (inference/cache.py).
+        capacity = tokens.shape[1] + bucket(max(1, int(room_B[: len(prompts)].max())))
         logits, cache = self._prefill(self.params, tokens, length_B, capacity)
         new: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)

@@ -53,16 +53,15 @@ def attend_to_cache(
     new_v_BGK: Array,
     k_BGSK: Array,
     v_BGSK: Array,
-    length_B: Array,
+    seen_BS: Array,
 ) -> Array:
-    """What causal_attention gives for one more token: its own key and value, and those of the
-    first ``length_B`` places of a cache; returns out_BHK. Softmax in float32."""
+    """What causal_attention gives for one more token: it attends to its own key and value and to
+    the places of a cache where ``seen_BS`` is True; returns out_BHK. Softmax in float32."""
     batch, heads, size = q_BHK.shape
     groups = new_k_BGK.shape[1]
     q_BGRK = (q_BHK * size**-0.5).reshape(batch, groups, heads // groups, size)
     before_BGRS = _product(q_BGRK, k_BGSK, 3, 3)
-    seen_B11S = jnp.arange(k_BGSK.shape[2]) < length_B[:, None, None, None]
-    before_BGRS = jnp.where(seen_B11S, before_BGRS, _MASKED)
+    before_BGRS = jnp.where(seen_BS[:, None, None], before_BGRS, _MASKED)
     own_BGR1 = _product(q_BGRK, new_k_BGK[:, :, None], 3, 3)
     p_BGRS = jax.nn.softmax(jnp.concatenate([before_BGRS, own_BGR1], axis=-1))
     p_BGRS = p_BGRS.astype(v_BGSK.dtype)

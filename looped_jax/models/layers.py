@@ -39,7 +39,7 @@ class LayerInputs:
 
     rotation: Rotation
     segment_ids_BT: Array | None = None
-    length_B: Array | None = None  # Places in use of a cache, when decoding.
+    seen_BS: Array | None = None  # Places of the cache that are in use, when decoding.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,9 +209,9 @@ class Attention(nn.Module):
         if cache is None:
             out_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, inputs.segment_ids_BT)
         else:
-            assert inputs.length_B is not None
+            assert inputs.seen_BS is not None
             own = (q_BTHK[:, 0], k_BTGK[:, 0], v_BTGK[:, 0])
-            out_BTHK = attend_to_cache(*own, cache.k, cache.v, inputs.length_B)[:, None]
+            out_BTHK = attend_to_cache(*own, cache.k, cache.v, inputs.seen_BS)[:, None]
         axes = ("heads", "head_dim", "embed")
         out_BTD = dense(config, "output", config.d_model, axes, contracted=2)(out_BTHK)
         kept = KeyValues(k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)) if self.keep else None

@@ -106,16 +106,17 @@ class LoopBody(nn.Module):
 
 @struct.dataclass
 class Inference:
-    """Asks for the logits of the last token only, and for every layer's keys and values.
+    """Asks for the logits of one token per row only, and for every layer's keys and values.
 
-    Without a cache (prefill) row b's tokens are its first ``length_B[b]``; later places may hold
-    anything. With one, one new token per row is given (decode), which attends to itself and to
-    the first ``length_B[b]`` places of the cache. Cache and what is kept are a KeyValues per
-    segment, [L, k, B, G, S, K]: each loop of a layer has keys and values of its own.
+    last_B: that token's place. Later places of a row may hold anything: nothing looks at them.
+    cache: with it (decode, T = 1) the tokens attend to themselves and to the places of the cache
+      where ``seen_BS`` is True. It is a KeyValues per segment, [L, k, B, G, S, K], as is what
+      is kept: each loop of a layer has keys and values of its own.
     """
 
-    length_B: Array
+    last_B: Array
     cache: tuple[KeyValues, ...] | None = None
+    seen_BS: Array | None = None
 
 
 class LoopedTransformer(nn.Module):
@@ -171,8 +172,8 @@ class LoopedTransformer(nn.Module):
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "activation_embed"))
 
         cache = inference.cache if inference else None
-        length_B = inference.length_B if inference else None
-        inputs = LayerInputs(rope_angles(config, positions_BT), segment_ids_BT, length_B)
+        seen_BS = inference.seen_BS if inference else None
+        inputs = LayerInputs(rope_angles(config, positions_BT), segment_ids_BT, seen_BS)
         kept = []
         for index, segment in enumerate(config.plan.with_loops(loops).segments):
             run = looped_segment(config, segment, f"segment_{index}", keep=inference is not None)
@@ -181,9 +182,8 @@ class LoopedTransformer(nn.Module):
             kept.append(of_segment)
 
         x_BTD = norm(config, "final_norm")(x_BTD)
-        if length_B is not None:
-            last_B = jnp.zeros_like(length_B) if cache else length_B - 1
-            x_BTD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)
+        if inference is not None:
+            x_BTD = jnp.take_along_axis(x_BTD, inference.last_B[:, None, None], axis=1)
         if config.tied_output:
             # As flat_dot_general does it.
             logits_NV = embed.attend(x_BTD.reshape(-1, config.d_model))
