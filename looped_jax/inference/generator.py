@@ -90,8 +90,11 @@ class Generator:
             ),
             static_argnums=3,
         )
+        # One token is little work: in rolled scans XLA takes a layer's part of the cache by a plain
+        # copy, in code laid out straight by a slow loop (docs/performance.md).
+        rolled = LoopedTransformer(dataclasses.replace(model.config, unroll="none"))
         self._decode = jax.jit(
-            functools.partial(_decode_chunk, model, loops), static_argnums=(0, 1), donate_argnums=3
+            functools.partial(_decode_chunk, rolled, loops), static_argnums=(0, 1), donate_argnums=3
         )
         self._score = jax.jit(functools.partial(_token_scores, model, loops))
 

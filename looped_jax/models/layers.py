@@ -35,11 +35,17 @@ class KeyValues:
 
 @struct.dataclass
 class LayerInputs:
-    """What every layer of every loop is given beside the residual stream."""
+    """What every layer of every loop is given beside the residual stream.
+
+    When decoding: ``cache`` is the whole segment's, [L, k, B, G, S, K], from which a layer takes
+    its own part at once (a scan over it would copy each loop's part first, then each layer's);
+    ``seen_BS`` tells the places in use.
+    """
 
     rotation: Rotation
     segment_ids_BT: Array | None = None
-    seen_BS: Array | None = None  # Places of the cache that are in use, when decoding.
+    cache: KeyValues | None = None
+    seen_BS: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,11 +189,17 @@ def rope(x_BTHK: Array, rotation: Rotation) -> Array:
     return rotated.astype(x_BTHK.dtype)
 
 
+def _part(array: Array, loop: Array, layer: Array) -> Array:
+    """[L, k, …] -> […] in one slice."""
+    start = (loop, layer) + (0,) * (array.ndim - 2)
+    return jax.lax.dynamic_slice(array, start, (1, 1, *array.shape[2:]))[0, 0]
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention within segments; softmax in float32.
 
-    With a cache, T is 1 and the token attends to what is cached and to itself. ``keep``: whether
-    the keys and values of the tokens given are returned too.
+    With a cache, T is 1 and the token attends to what is cached for this loop and layer (``at``)
+    and to itself. ``keep``: whether the keys and values of the tokens given are returned too.
     """
 
     config: ModelConfig
@@ -195,7 +207,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, inputs: LayerInputs, cache: KeyValues | None = None
+        self, x_BTD: Array, inputs: LayerInputs, at: tuple[Array, Array] | None = None
     ) -> tuple[Array, KeyValues | None]:
         config = self.config
         heads, groups, size = config.num_heads, config.num_kv_heads, config.head_dim
@@ -206,12 +218,13 @@ class Attention(nn.Module):
         q_BTHK = nn.with_logical_constraint(
             q_BTHK, ("batch", "length", "activation_heads", "head_dim")
         )
-        if cache is None:
+        if inputs.cache is None:
             out_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, inputs.segment_ids_BT)
         else:
-            assert inputs.seen_BS is not None
+            assert at is not None and inputs.seen_BS is not None
             own = (q_BTHK[:, 0], k_BTGK[:, 0], v_BTGK[:, 0])
-            out_BTHK = attend_to_cache(*own, cache.k, cache.v, inputs.seen_BS)[:, None]
+            k_BGSK, v_BGSK = (_part(x, *at) for x in (inputs.cache.k, inputs.cache.v))
+            out_BTHK = attend_to_cache(*own, k_BGSK, v_BGSK, inputs.seen_BS)[:, None]
         axes = ("heads", "head_dim", "embed")
         out_BTD = dense(config, "output", config.d_model, axes, contracted=2)(out_BTHK)
         kept = KeyValues(k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)) if self.keep else None
@@ -266,13 +279,11 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, inputs: LayerInputs, cache: KeyValues | None = None
+        self, x_BTD: Array, inputs: LayerInputs, at: tuple[Array, Array] | None = None
     ) -> tuple[Array, KeyValues | None]:
         config = self.config
         normed_BTD = norm(config, "attention_norm")(x_BTD)
-        attended_BTD, kept = Attention(config, self.keep, name="attention")(
-            normed_BTD, inputs, cache
-        )
+        attended_BTD, kept = Attention(config, self.keep, name="attention")(normed_BTD, inputs, at)
         x_BTD = x_BTD + attended_BTD
         x_BTD = x_BTD + MLP(config, name="mlp")(norm(config, "mlp_norm")(x_BTD))
         return nn.with_logical_constraint(x_BTD, ("batch", "length", "activation_embed")), kept

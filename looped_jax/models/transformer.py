@@ -60,25 +60,24 @@ def remat(config: ModelConfig, module: Any, at: str, prevent_cse: bool) -> Any:
 
 
 class LayerStep(nn.Module):
-    """A Layer in the form that `nn.scan` takes: (carry, broadcast inputs, the layer's own part of
-    the cache) -> (carry, the layer's new keys and values)."""
+    """A Layer in the form that `nn.scan` takes: (carry, the layer's number, broadcast inputs) ->
+    (carry, the layer's new keys and values)."""
 
     config: ModelConfig
     keep: bool = False
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, inputs: LayerInputs, cache: KeyValues | None
+        self, x_BTD: Array, layer: Array, loop: Array, inputs: LayerInputs
     ) -> tuple[Array, KeyValues | None]:
-        return Layer(self.config, self.keep, name="layer")(x_BTD, inputs, cache)
+        return Layer(self.config, self.keep, name="layer")(x_BTD, inputs, (loop, layer))
 
 
 class LoopBody(nn.Module):
     """One pass through a segment's k layers: the block f of the paper's f∘f∘…∘f.
 
     What changes per loop (input injection, a loop embedding, an early exit) belongs here:
-    ``loop`` counts from 0. The cache is this loop's own: a layer has other keys and values in
-    each loop.
+    ``loop`` counts from 0, and with the layer's number tells its place in a cache.
     """
 
     config: ModelConfig
@@ -87,21 +86,21 @@ class LoopBody(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, loop: Array, inputs: LayerInputs, cache: KeyValues | None
+        self, x_BTD: Array, loop: Array, inputs: LayerInputs
     ) -> tuple[Array, KeyValues | None]:
-        del loop  # The paper's loops are all alike.
         unroll, _ = unrolled_scans(self.config, self.segment)
         layers = nn.scan(
             # Inside a rolled scan XLA cannot merge the recomputation with the original.
             remat(self.config, LayerStep, "layer", prevent_cse=unroll),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=(0, nn.broadcast, nn.broadcast),
             length=self.segment.layers,
             unroll=self.segment.layers if unroll else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return layers(self.config, self.keep, name="layers")(x_BTD, inputs, cache)
+        stack = layers(self.config, self.keep, name="layers")
+        return stack(x_BTD, jnp.arange(self.segment.layers), loop, inputs)
 
 
 @struct.dataclass
@@ -171,14 +170,14 @@ class LoopedTransformer(nn.Module):
         x_BTD = x_BTD * jnp.asarray(config.d_model**0.5, config.dtype)
         x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "activation_embed"))
 
-        cache = inference.cache if inference else None
-        seen_BS = inference.seen_BS if inference else None
-        inputs = LayerInputs(rope_angles(config, positions_BT), segment_ids_BT, seen_BS)
+        inputs = LayerInputs(rope_angles(config, positions_BT), segment_ids_BT)
         kept = []
         for index, segment in enumerate(config.plan.with_loops(loops).segments):
             run = looped_segment(config, segment, f"segment_{index}", keep=inference is not None)
-            own = cache[index] if cache else None
-            x_BTD, of_segment = run(x_BTD, jnp.arange(segment.loops), inputs, own)
+            if inference is not None and inference.cache is not None:
+                own = inference.cache[index]
+                inputs = inputs.replace(cache=own, seen_BS=inference.seen_BS)  # type: ignore[attr-defined]
+            x_BTD, of_segment = run(x_BTD, jnp.arange(segment.loops), inputs)
             kept.append(of_segment)
 
         x_BTD = norm(config, "final_norm")(x_BTD)
@@ -225,7 +224,7 @@ def looped_segment(
         nn.scan,
         variable_broadcast="params",
         split_rngs={"params": False},
-        in_axes=(0, nn.broadcast, 0),
+        in_axes=(0, nn.broadcast),
         length=segment.loops,
         unroll=segment.loops if unroll else 1,
     )(remat(config, LoopBody, "loop", prevent_cse=unroll))
