@@ -28,6 +28,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
     "tokenizers": ["tokenizers"],
+    "lm-eval": ["lm-eval", "torch"],
     "test": [*DATA, "hypothesis", "mypy", "pytest", "ruff", "tokenizers"],
     "bench": ["torch", "transformers"],
 }

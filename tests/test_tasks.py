@@ -1,9 +1,11 @@
 """The command `python -m looped_jax.tasks`."""
 
 import json
+import pathlib
 from collections.abc import Callable
 
 from looped_jax.data.tasks import task_names
+from looped_jax.data.tasks.downstream import TASKS
 
 Run = Callable[..., object]
 
@@ -12,7 +14,8 @@ def test_list_prints_one_name_a_line(run_module: Callable) -> None:
     done = run_module("looped_jax.tasks", "--list")
     assert done.returncode == 0
     names = done.stdout.splitlines()
-    assert names == list(task_names())
+    assert set(names) == {*task_names(), *TASKS}
+    assert len(set(names)) == len(names)
     for name in ("addition", "addition_n8", "phop_p16_n256", "igsm", "group_s3_n8"):
         assert name in names
     for depth in (0, 1):
@@ -34,3 +37,15 @@ def test_an_unknown_task_or_split_is_named(fails_in_one_line: Callable) -> None:
     assert "no task 'adition'; did you mean 'addition'?" in line
     line = fails_in_one_line("looped_jax.tasks", "--task=igsm", "--split=dev")
     assert "split 'dev' is not one of train, validation, test" in line
+
+
+def test_a_downstream_task_is_printed_as_it_is_asked(
+    run_module: Callable, fails_in_one_line: Callable, tmp_path: pathlib.Path
+) -> None:
+    record = {"id": "1", "question": "1 and 1?", "answers": ["2 (apples)"], "split": "eval"}
+    (tmp_path / "asdiv.jsonl").write_text(json.dumps(record) + "\n")
+    arguments = ("--task=asdiv", "--split=validation", f"--data_dir={tmp_path}")
+    done = run_module("looped_jax.tasks", *arguments)
+    assert json.loads(done.stdout) == {"inputs": "Question: 1 and 1?\nAnswer:", "targets": "2"}
+    line = fails_in_one_line("looped_jax.tasks", "--task=asdiv")
+    assert "task asdiv: its files are needed" in line and "get ASDiv.xml" in line

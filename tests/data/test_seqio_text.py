@@ -94,3 +94,20 @@ def test_shards_of_the_pile_are_a_seqio_task(
     other = register_pile("pile_32k", "$PILE_DIR", "pile_mini_32k")
     ids = next(iter(other.get_dataset(None, split="test").as_numpy_iterator()))["targets"]
     assert ids[-1] == EOS
+
+
+def test_downstream_tasks_are_seqio_tasks(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import looped_jax.data.seqio_downstream  # noqa: F401 (registers them)
+    from looped_jax.data.tasks.downstream import TASKS
+
+    assert set(TASKS) <= set(seqio.TaskRegistry.names())
+    record = {"id": "1", "question": "1 and 1?", "answers": ["2"], "split": "eval"}
+    (tmp_path / "svamp.jsonl").write_text(json.dumps(record) + "\n")
+    monkeypatch.setenv("EVALS_DIR", str(tmp_path))
+    dataset = seqio.get_mixture_or_task("svamp").get_dataset(None, split="validation")
+    (example,) = dataset.as_numpy_iterator()
+    assert example["inputs_pretokenized"].decode() == "Question: 1 and 1?\nAnswer:"
+    assert Bytes().decode(example["inputs"]) == "Question: 1 and 1?\nAnswer:"
+    assert Bytes().decode(example["targets"]) == "2"

@@ -308,7 +308,7 @@ def test_a_missing_set_says_where_to_get_it(name: str, tmp_path: pathlib.Path) -
     with pytest.raises(UserError, match=f"task {name}: no {name}.jsonl.*; get .*https://"):
         TASKS[name].examples("validation", str(tmp_path))
     if TASKS[name].tfds is None:
-        with pytest.raises(UserError, match=r"set --config.eval.data_dir; get .*https://"):
+        with pytest.raises(UserError, match=r"set --config.eval.data_dir .*; get .*https://"):
             TASKS[name].examples("validation")
 
 

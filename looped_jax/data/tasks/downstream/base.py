@@ -111,7 +111,10 @@ class DownstreamTask:
 
     def _from_tfds(self, split: str) -> list[Example]:
         if self.tfds is None:
-            raise UserError(f"task {self.name}: set --config.eval.data_dir; {self.where}")
+            raise UserError(
+                f"task {self.name}: its files are needed: set --config.eval.data_dir (--data_dir "
+                f"of looped_jax.tasks); {self.where}"
+            )
         from looped_jax.data.tasks.downstream.tfds_source import load
 
         builder, splits, to_example = self.tfds

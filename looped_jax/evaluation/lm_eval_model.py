@@ -1,0 +1,129 @@
+"""A run as a model of EleutherAI's lm-evaluation-harness, so that its tasks work unchanged.
+
+    import lm_eval
+    from looped_jax.evaluation.lm_eval_model import LoopedJax
+
+    lm_eval.simple_evaluate(model=LoopedJax("runs/pile_12x2"), tasks=["lambada_openai"])
+
+Needs the extra `lm-eval`.
+"""
+
+import functools
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+try:
+    from lm_eval.api.model import LM
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError as error:
+    raise ImportError(
+        "looped_jax.evaluation.lm_eval_model needs the harness: pip install -e '.[lm-eval]'"
+    ) from error
+
+from looped_jax.config import UserError
+from looped_jax.data.pipeline import run_vocabulary
+from looped_jax.data.rows import BOS
+from looped_jax.inference.generator import Generator
+from looped_jax.inference.sampling import Sampling
+from looped_jax.inference.text import cut, prompt_ids
+from looped_jax.training.run import open_run
+
+DEFAULT_NEW_TOKENS = 256
+
+
+class LoopedJax(LM):
+    """loglikelihood, loglikelihood_rolling and generate_until of one checkpoint.
+
+    Texts start with BOS. What is longer than the model reads loses its beginning, as is usual in
+    the harness.
+    """
+
+    def __init__(
+        self,
+        workdir: str,
+        step: int | None = None,
+        loops: int | None = None,
+        batch_size: int = 16,
+    ):
+        super().__init__()
+        run = open_run(workdir, step)
+        if run.job.config.data.task != "text":
+            raise UserError(f"{workdir} is not a language model: its task is synthetic")
+        job = run.job
+        self.vocabulary = run_vocabulary(job.config)
+        self.generator = Generator(
+            job.model, run.restore().params, job.mesh, job.rules, loops, batch_size
+        )
+
+    def pair_ids(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids of a context (BOS first) and of its continuation.
+
+        Both are tokenised together, and blanks at the end of the context belong to the
+        continuation, as the harness has it.
+        """
+        stripped = context.rstrip(" ")
+        continuation = context[len(stripped) :] + continuation
+        before = prompt_ids(self.vocabulary, stripped)
+        whole = prompt_ids(self.vocabulary, stripped + continuation)
+        return whole[: len(before)], whole[len(before) :]
+
+    def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
+        """Per (context, continuation): the continuation's log-likelihood, and whether greedy
+        decoding would give it."""
+        pairs = []
+        for request in requests:
+            context, continuation = self.pair_ids(*request.args)
+            keep = self.generator.max_length + 1 - len(continuation)
+            pairs.append((context[-max(1, keep) :], continuation))
+        return [(scored.total, scored.greedy) for scored in self.generator.score(pairs)]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
+        """Log-likelihood of whole texts; long ones in the harness's windows, each token once."""
+        totals = []
+        for request in requests:
+            (text,) = request.args
+            windows = get_rolling_token_windows(
+                token_list=prompt_ids(self.vocabulary, text)[1:],
+                prefix_token=BOS,
+                max_seq_len=self.generator.max_length,
+                context_len=1,
+            )
+            scored = self.generator.score([make_disjoint_window(window) for window in windows])
+            totals.append(sum(window.total for window in scored))
+        return totals
+
+    def _says(self, stops: tuple[str, ...], new: list[int]) -> bool:
+        text = self.vocabulary.decode(new)
+        return any(stop in text for stop in stops)
+
+    def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
+        """Texts up to one of the request's `until` strings, greedy unless it samples."""
+        by_settings: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            by_settings[_settings(request.args[1])].append(i)
+        texts: dict[int, str] = {}
+        for (stops, count, temperature), which in by_settings.items():
+            room = max(1, self.generator.max_length + 1 - count)
+            prompts = []
+            for i in which:
+                ids = prompt_ids(self.vocabulary, requests[i].args[0])
+                prompts.append(ids if len(ids) <= room else [BOS, *ids[1:][-(room - 1) :]])
+            made = self.generator.generate(
+                prompts,
+                count,
+                sampling=Sampling(temperature),
+                stop=functools.partial(self._says, stops),
+            )
+            for i, row in zip(which, made, strict=True):
+                texts[i] = cut(self.vocabulary.decode(row.tokens), stops)
+        return [texts[i] for i in range(len(requests))]
+
+
+def _settings(generation: dict[str, Any]) -> tuple[Any, ...]:
+    until = generation.get("until") or ()
+    stops = (until,) if isinstance(until, str) else tuple(until)
+    sampled = generation.get("do_sample", False)
+    temperature = float(generation.get("temperature") or 1.0) if sampled else 0.0
+    count = int(generation.get("max_gen_toks") or DEFAULT_NEW_TOKENS)
+    return stops, count, temperature

@@ -1,0 +1,128 @@
+"""The adapter to the lm-evaluation-harness, through that package's own API."""
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from helpers import write_pile
+
+from looped_jax.data.rows import BOS
+
+lm_eval = pytest.importorskip(
+    "lm_eval", reason="the extra lm-eval is not installed: pip install -e '.[lm-eval]'"
+)
+
+RUN = """
+from looped_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.data.update(task="text", length=48)
+    config.model.update(plan="1x2", d_model=16, num_heads=4, d_ff=32)
+    config.optimizer.update(name="adamw", warmup_steps=4)
+    config.train.update(steps=20, batch_size=8)
+    config.eval.update(every=20, examples=8)
+    return config
+"""
+
+
+class Request:
+    def __init__(self, *args: Any):
+        self.args = args
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from looped_jax.evaluation.lm_eval_model import LoopedJax
+
+    folder = tmp_path_factory.mktemp("lm")
+    write_pile(folder / "pile")
+    (folder / "run.py").write_text(RUN)
+    command = [
+        *(sys.executable, "-m", "looped_jax.main", f"--config={folder / 'run.py'}"),
+        *(f"--config.data.path={folder / 'pile'}", f"--workdir={folder / 'run'}"),
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return LoopedJax(str(folder / "run"), batch_size=4)
+
+
+def test_a_local_task_runs_through_the_harness(model: Any, tmp_path: pathlib.Path) -> None:
+    questions = [{"question": f"{i} is", "answer": "loop"} for i in range(6)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    common = f"""
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path / "data.jsonl"}}}}}
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{answer}}}}"
+"""
+    (tmp_path / "pick.yaml").write_text(
+        "task: local_pick\noutput_type: multiple_choice\ndoc_to_choice: [loop, layer]\n"
+        + common.replace('doc_to_target: "{{answer}}"', "doc_to_target: 0")
+        + "metric_list: [{metric: acc}]\n"
+    )
+    (tmp_path / "say.yaml").write_text(
+        "task: local_say\noutput_type: generate_until\n"
+        'generation_kwargs: {until: ["\\n"], max_gen_toks: 8}\n'
+        + common
+        + "metric_list: [{metric: exact_match}]\n"
+    )
+    (tmp_path / "roll.yaml").write_text(
+        "task: local_roll\noutput_type: loglikelihood_rolling\n"
+        + common.replace('doc_to_target: "{{answer}}"', 'doc_to_target: "{{question}}"')
+        + "metric_list: [{metric: bits_per_byte}]\n"
+    )
+    names = ["local_pick", "local_say", "local_roll"]
+    manager = lm_eval.tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
+    found = lm_eval.simple_evaluate(
+        model=model, tasks=names, task_manager=manager, bootstrap_iters=0
+    )["results"]
+    pairs = [
+        Request(q["question"], f" {choice}") for q in questions for choice in ("loop", "layer")
+    ]
+    scores = np.array([score for score, _ in model.loglikelihood(pairs)]).reshape(-1, 2)
+    assert found["local_pick"]["acc,none"] == pytest.approx(np.mean(scores.argmax(1) == 0))
+    rolled = model.loglikelihood_rolling([Request(q["question"]) for q in questions])
+    size = sum(len(q["question"].encode()) for q in questions)
+    expected = -sum(rolled) / size / np.log(2)
+    assert found["local_roll"]["bits_per_byte,none"] == pytest.approx(expected)
+    assert 0 <= found["local_say"]["exact_match,none"] <= 1
+
+
+def test_log_likelihoods_add_up(model: Any) -> None:
+    text = "und der loop "
+    whole = model.loglikelihood_rolling([Request(text)])[0]
+    (first, _), (second, _) = model.loglikelihood(
+        [Request("", "und der"), Request("und der", " loop ")]
+    )
+    assert whole == pytest.approx(first + second, rel=1e-4)
+
+
+def test_blanks_at_the_end_of_a_context_belong_to_the_continuation(model: Any) -> None:
+    assert model.pair_ids("a ", "b") == model.pair_ids("a", " b")
+    context, continuation = model.pair_ids("", "b")
+    assert context == [BOS] and len(continuation) == 1
+
+
+def test_long_texts_are_scored_whole_and_long_contexts_lose_their_beginning(model: Any) -> None:
+    long = "x" * 200
+    windows = model.loglikelihood_rolling([Request(long)])[0]
+    assert windows < model.loglikelihood_rolling([Request(long[:48])])[0] < 0
+    (cut, _), (short, _) = model.loglikelihood([Request(long, "y"), Request(long[:60], "y")])
+    assert cut == pytest.approx(short, rel=1e-4)
+    (text,) = model.generate_until([Request(long, {"until": ["\n"], "max_gen_toks": 4})])
+    assert len(text.encode(errors="replace")) <= 3 * 4
+
+
+def test_generation_stops_before_the_stop_text(model: Any) -> None:
+    settings = {"until": [], "max_gen_toks": 24}
+    (free,) = model.generate_until([Request("loop", settings)])
+    assert free
+    stop = free[len(free) // 2]
+    (stopped,) = model.generate_until([Request("loop", {**settings, "until": [stop]})])
+    assert stopped == free[: free.index(stop)]
