@@ -99,6 +99,7 @@ def test_downstream_tasks_are_evaluated_within_training_and_after_it(
     line = fails_in_one_line("looped_jax.main", *train, workdir)
     assert "task svamp: its files are needed: set --config.eval.data_dir" in line
     assert "get SVAMP.json" in line
+    assert not (tmp_path / "run").exists()
     done = run_module("looped_jax.main", *train, workdir, data)
     assert done.returncode == 0, done.stderr
     metrics = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

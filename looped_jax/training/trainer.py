@@ -57,6 +57,8 @@ class Job:
     optimizer: optax.GradientTransformation
     mesh: Mesh
     layout: StateLayout
+    # The downstream tasks that are evaluated while training, with their prompts.
+    downstream: tuple[Asked, ...] = ()
 
     @property
     def rules(self) -> Any:
@@ -74,7 +76,17 @@ def prepare(config: ConfigDict, *, needs_data: bool = True) -> Job:
     mesh = make_mesh(config)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     layout = state_layout(model, optimizer, mesh, config.mesh.rules)
-    return Job(config, model, optimizer, mesh, layout)
+    asked = _downstream_tasks(config, spec.length) if needs_data else ()
+    return Job(config, model, optimizer, mesh, layout, asked)
+
+
+def _downstream_tasks(config: ConfigDict, max_length: int) -> tuple[Asked, ...]:
+    if config.data.task != "text":
+        return ()
+    names = expand(tuple(name for name in config.eval.tasks if name != "text"))
+    settings = Settings.from_config(config, config.eval.examples)
+    vocabulary = run_vocabulary(config)
+    return tuple(ask(TASKS[name], settings, vocabulary, max_length) for name in names)
 
 
 def claim_workdir(config: ConfigDict, workdir: epath.Path) -> None:
@@ -165,7 +177,6 @@ class _Run:
         self.held_out = held_out_sets(self.config)
         self.metrics = MetricsWriter(workdir, self.step)
         self.evaluate = Evaluator(job.model, job.mesh, job.rules)
-        self.downstream = self._downstream_tasks()
         self.generator: Generator | None = None
         train = self.config.train
         self.train_step = jax.jit(
@@ -177,15 +188,6 @@ class _Run:
         self.tokens = train.batch_size * spec.length
         self.flops = train_flops(job.model.config, train.batch_size, spec.length)
         self.peak = peak_flops(job.mesh.devices.flat[0]) * job.mesh.size
-
-    def _downstream_tasks(self) -> list[Asked]:
-        """The downstream tasks of a language model's config, with their prompts."""
-        if self.config.data.task != "text":
-            return []
-        names = expand(tuple(name for name in self.config.eval.tasks if name != "text"))
-        settings = Settings.from_config(self.config, self.config.eval.examples)
-        vocabulary, length = run_vocabulary(self.config), self.job.model.config.max_length
-        return [ask(TASKS[name], settings, vocabulary, length) for name in names]
 
     def _first_state(self) -> TrainState:
         latest = self.checkpointer.latest()
@@ -279,7 +281,7 @@ class _Run:
             if metrics is None:
                 return False
             line |= metrics
-        for asked in self.downstream:
+        for asked in self.job.downstream:
             summary = run_task(
                 asked,
                 self._generator(),
