@@ -12,18 +12,15 @@ in any number of processes, be killed at any moment, and be taken up again with 
 Keys follow from (seed, split, block number), blocks from the sources: nothing depends on timing.
 """
 
-import concurrent.futures
 import dataclasses
 import importlib.metadata
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import struct
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,6 +34,7 @@ from looped_jax.data.manifest import BYTES_OF_ID, FORMAT, NAME, Manifest, is_pre
 from looped_jax.data.packing import component_id, pack, pairs_by_component, token_dtype
 from looped_jax.data.text import SPLITS, patterns
 from looped_jax.data.vocabulary import load_vocabulary
+from looped_jax.data.workers import Pool, progress
 
 PARTIAL = "manifest.partial.json"
 WORK = "work"
@@ -60,7 +58,7 @@ def prepare(config: ConfigDict, output: epath.Path) -> Manifest:
     if is_prepared(output):
         return read_manifest(output)
     try:
-        with _Pool(config.prepare.workers) as pool:
+        with Pool(config.prepare.workers) as pool:
             splits = {
                 split: _prepare_split(recipe, split, source, output, pool)
                 for split, source in sources.items()
@@ -75,11 +73,6 @@ def prepare(config: ConfigDict, output: epath.Path) -> Manifest:
         raise RunError(
             f"cannot write in {error.filename or output}: {error.strerror or error}; what is "
             "finished is kept: make room and start the same command again"
-        ) from error
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise RunError(
-            "a worker process died (out of memory?); start the same command again, with fewer "
-            "--config.prepare.workers if it did not say why"
         ) from error
     return manifest
 
@@ -163,13 +156,13 @@ def _difference(here: Any, there: Any, at: str = "") -> str:
 
 
 def _prepare_split(
-    recipe: dict[str, Any], split: str, source: Source, output: epath.Path, pool: "_Pool"
+    recipe: dict[str, Any], split: str, source: Source, output: epath.Path, pool: "Pool"
 ) -> dict[str, Any]:
     work = output / WORK / split
     work.mkdir(parents=True, exist_ok=True)
     total = sum(entry["bytes"] for entry in recipe["splits"][split]["sources"])
     count = 0
-    with _bar(f"{split}: tokenise and pack", total, "B") as bar:
+    with progress(f"{split}: tokenise and pack", total, "B") as bar:
 
         def packing() -> Iterator[tuple[Callable[[], Any] | None, int]]:
             nonlocal count
@@ -182,7 +175,7 @@ def _prepare_split(
         pool.run(packing(), bar)
     shards = recipe["splits"][split]["shards"]
     jobs = [_WriteShard(split, shard, shards, count, work, output) for shard in range(shards)]
-    with _bar(f"{split}: shuffle and write", shards, "shard") as bar:
+    with progress(f"{split}: shuffle and write", shards, "shard") as bar:
         written = pool.run(((job, 1) for job in jobs), bar)
     return _summary(recipe, split, work, count, written)
 
@@ -369,68 +362,6 @@ def _write_whole(path: epath.Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-class _Pool:
-    """Runs jobs in processes, a bounded number at a time."""
-
-    def __init__(self, workers: int):
-        self._workers = workers or os.cpu_count() or 1
-        self._executor = concurrent.futures.ProcessPoolExecutor(
-            self._workers, multiprocessing.get_context("spawn"), _end_with_parent
-        )
-
-    def __enter__(self) -> "_Pool":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=kind is not None)
-
-    def run(self, jobs: Iterable[tuple[Callable[[], Any] | None, int]], bar: tqdm) -> list[Any]:
-        """Results of the jobs in the order of their ends (None: nothing to do); advances the bar
-        by each job's share."""
-        results = []
-        pending: dict[concurrent.futures.Future[Any], int] = {}
-
-        def collect(until: int) -> None:
-            while len(pending) > until:
-                done, _ = concurrent.futures.wait(pending, return_when="FIRST_COMPLETED")
-                for future in done:
-                    bar.update(pending.pop(future))
-                    results.append(future.result())
-
-        for job, share in jobs:
-            if job is None:
-                bar.update(share)
-            else:
-                pending[self._executor.submit(job)] = share
-                collect(2 * self._workers)
-        collect(0)
-        return results
-
-
-def _end_with_parent() -> None:
-    """Ends this worker when its parent is gone, by SIGKILL too: it would wait for ever."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _bar(description: str, total: int, unit: str) -> tqdm:
-    return tqdm(
-        total=total,
-        desc=description,
-        unit=unit,
-        unit_scale=unit == "B",
-        unit_divisor=1000,
-        mininterval=0.5,
-        smoothing=0.05,
-    )
 
 
 def describe(manifest: Manifest) -> str:
