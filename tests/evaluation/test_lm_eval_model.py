@@ -77,8 +77,10 @@ doc_to_target: "{{{{answer}}}}"
         + common.replace('doc_to_target: "{{answer}}"', 'doc_to_target: "{{question}}"')
         + "metric_list: [{metric: bits_per_byte}]\n"
     )
+    from lm_eval.tasks import TaskManager
+
     names = ["local_pick", "local_say", "local_roll"]
-    manager = lm_eval.tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     found = lm_eval.simple_evaluate(
         model=model, tasks=names, task_manager=manager, bootstrap_iters=0
     )["results"]
