@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-import transformers
 
 from benchmarks.common import interleaved, machine, save
+from benchmarks.train_step import FF, D, H, K, L, V, llama
 from looped_jax.config import default_config
 from looped_jax.inference.generator import Generator
 from looped_jax.models.layers import ModelConfig
@@ -27,7 +27,6 @@ from looped_jax.parallel.mesh import make_mesh
 from looped_jax.training.optimizer import make_optimizer
 from looped_jax.training.state import init_state, state_layout
 
-K, L, D, H, FF, V = 4, 3, 256, 8, 1024, 8192
 PROMPT, NEW = 128, 128
 # Without a cache only so many tokens are timed: each takes the same whole pass.
 NEW_WITHOUT_CACHE = 8
@@ -44,21 +43,6 @@ def ours() -> tuple[LoopedTransformer, Any, Any, Any]:
     optimizer = make_optimizer(config.optimizer, 1)
     layout = state_layout(model, optimizer, mesh, config.mesh.rules)
     return model, init_state(model, optimizer, 0, layout).params, mesh, config.mesh.rules
-
-
-def llama() -> Any:
-    """Hugging Face's Llama, 12 layers, with the FLOPs of ours; never ends by itself."""
-    config = transformers.LlamaConfig(
-        vocab_size=V,
-        hidden_size=D,
-        num_hidden_layers=K * L,
-        num_attention_heads=H,
-        intermediate_size=round(FF * 2 / 3),
-        tie_word_embeddings=True,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
 
 
 def ways(rows: int, model: Any, params: Any, mesh: Any, rules: Any, peer: Any) -> dict[str, Any]:
@@ -110,7 +94,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    parts, peer = ours(), llama()
+    # Never ends by itself.
+    parts, peer = ours(), llama(eos_token_id=None, pad_token_id=0).eval()
     results: dict[str, Any] = {"machine": machine(), "tokens_per_second": {}}
     for rows in (1, 16):
         timed = ways(rows, *parts, peer)

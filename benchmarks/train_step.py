@@ -193,7 +193,7 @@ def torch_step(model: torch.nn.Module, tokens: np.ndarray) -> Step:
     return run
 
 
-def llama() -> torch.nn.Module:
+def llama(**more: Any) -> torch.nn.Module:
     """Hugging Face's Llama, 12 layers, with the FLOPs of the model above."""
     config = transformers.LlamaConfig(
         vocab_size=V,
@@ -202,7 +202,7 @@ def llama() -> torch.nn.Module:
         num_attention_heads=H,
         intermediate_size=round(FF * 2 / 3),
         tie_word_embeddings=True,
-        use_cache=False,
+        **more,
     )
     return transformers.LlamaForCausalLM(config)
 
@@ -220,7 +220,7 @@ def main() -> None:
         "plain JAX, lax.scan": plain_jax_step(tokens, unroll=False),
         "plain JAX, unrolled": plain_jax_step(tokens, unroll=True),
         "PyTorch eager": torch_step(TorchLooped(), tokens),
-        "Hugging Face Llama": torch_step(llama(), tokens),
+        "Hugging Face Llama": torch_step(llama(use_cache=False), tokens),
     }
     report("train_step", interleaved(steps, rounds), reference="PyTorch eager")
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
-from looped_jax.evaluation.metrics.base import Record, Report, Scores, means, prediction_of
+from looped_jax.evaluation.metrics.base import Record, Report, Scores, mean_report
 from looped_jax.evaluation.metrics.text import squad_normal
 
 # Answers that are not whole agree within this share of the right one.
@@ -47,10 +47,14 @@ def predicted_number(text: str) -> Fraction | None:
     return found[0] if found else None
 
 
+def _without_unit(answer: str) -> str:
+    return re.sub(r"\(.*\)", "", answer).strip()
+
+
 def gold_number(answer: str) -> Fraction | None:
     """The number that an answer is, its unit in brackets or behind a blank left out; None for
     ratios, times, names and lists."""
-    bare = re.sub(r"\(.*\)", "", answer).strip()
+    bare = _without_unit(answer)
     match = _NUMBER.match(bare.replace("\u2212", "-"))
     if match is None or not re.fullmatch(r"%?\s*([^\W\d].*)?", bare[match.end() :]):
         return None
@@ -68,26 +72,20 @@ def math_problems(records: Sequence[Record]) -> Report:
     """Accuracy: the first number of the prediction is the answer's. An answer that is not one
     number is compared by SQuAD's normal form, and counted as such."""
     counts: Counter[str] = Counter()
-    examples: list[Scores] = []
-    for record in records:
-        answers = [str(answer) for answer in record["answers"]]
-        if not answers:
-            counts["examples_without_answers"] += 1
-            examples.append({})
-            continue
+
+    def score(prediction: str, answers: list[str]) -> Scores:
+        number = predicted_number(prediction)
         golds = [gold_number(answer) for answer in answers]
+        counts["predictions_without_a_number"] += number is None
         counts["answers_not_a_number"] += all(gold is None for gold in golds)
-        prediction = prediction_of(record, counts)
-        right = False
-        if prediction is not None:
-            number = predicted_number(prediction)
-            counts["predictions_without_a_number"] += number is None
-            for answer, gold in zip(answers, golds, strict=True):
-                if gold is None:
-                    bare = re.sub(r"\(.*\)", "", answer)
-                    right |= squad_normal(prediction) == squad_normal(bare)
-                elif number is not None:
-                    right |= numbers_agree(number, gold)
-        examples.append({"accuracy": float(right)})
-    kept = {name: count for name, count in counts.items() if count}
-    return Report("accuracy", examples, means(examples), kept)
+        right = any(
+            squad_normal(prediction) == squad_normal(_without_unit(answer))
+            if gold is None
+            else number is not None and numbers_agree(number, gold)
+            for answer, gold in zip(answers, golds, strict=True)
+        )
+        return {"accuracy": float(right)}
+
+    report = mean_report(records, score, "accuracy", {"accuracy": 0.0})
+    report.counts.update({name: count for name, count in counts.items() if count})
+    return report

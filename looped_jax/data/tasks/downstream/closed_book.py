@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from looped_jax.data.tasks.downstream.base import DownstreamTask, Example, Style
-from looped_jax.data.tasks.downstream.squad_format import from_tfds_squad, read_squad
+from looped_jax.data.tasks.downstream.squad_format import tydiqa
 
 DEFAULT = Style(lambda e: f"Q: {e.question}\nA:")
 GPT3 = Style(lambda e: f"Q: {e.question}\n\nA:")
@@ -126,22 +126,5 @@ TASKS = (
         where="get train.json and test.json from "
         "https://github.com/brmson/dataset-factoid-webquestions (main)",
     ),
-    DownstreamTask(
-        name="tydiqa_nocontext",
-        group="closed_book_qa",
-        metric="tydiqa",
-        styles={"default": DEFAULT, "gpt3": GPT3},
-        released={
-            "train": ("tydiqa-goldp-v1.1-train.json",),
-            "validation": ("tydiqa-goldp-v1.1-dev.json", "tydiqa_goldp.json"),
-        },
-        reader=lambda path: read_squad(path, only="english-"),
-        tfds=(
-            "tydi_qa/goldp",
-            {"train": "train", "validation": "validation-en"},
-            from_tfds_squad,
-        ),
-        where="get tydiqa-goldp-v1.1-{train,dev}.json from "
-        "https://storage.googleapis.com/tydiqa/v1.1/",
-    ),
+    tydiqa("tydiqa_nocontext", "closed_book_qa", 5, {"default": DEFAULT, "gpt3": GPT3}),
 )

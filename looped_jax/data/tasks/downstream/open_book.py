@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from etils import epath
 
 from looped_jax.data.tasks.downstream.base import DownstreamTask, Example, Style
-from looped_jax.data.tasks.downstream.squad_format import from_tfds_squad, read_squad
+from looped_jax.data.tasks.downstream.squad_format import from_tfds_squad, read_squad, tydiqa
 
 UNANSWERABLE = "unanswerable"
 
@@ -73,27 +73,14 @@ _DROP = Style(
 )
 
 TASKS = (
-    DownstreamTask(
-        name="tydiqa_goldp",
-        group="open_book_qa",
-        metric="tydiqa",
-        shots=3,
-        styles={
+    tydiqa(
+        "tydiqa_goldp",
+        "open_book_qa",
+        3,
+        {
             "default": Style(lambda e: _titled(e, "Q", "A", "\n")),
             "gpt3": Style(lambda e: _titled(e, "Q", "A", "\n\n")),
         },
-        released={
-            "train": ("tydiqa-goldp-v1.1-train.json",),
-            "validation": ("tydiqa-goldp-v1.1-dev.json", "tydiqa_goldp.json"),
-        },
-        reader=lambda path: read_squad(path, only="english-"),
-        tfds=(
-            "tydi_qa/goldp",
-            {"train": "train", "validation": "validation-en"},
-            from_tfds_squad,
-        ),
-        where="get tydiqa-goldp-v1.1-{train,dev}.json from "
-        "https://storage.googleapis.com/tydiqa/v1.1/",
     ),
     DownstreamTask(
         name="squad_v2",

@@ -1,12 +1,35 @@
 """SQuAD's JSON, which TyDiQA-GoldP and QuAC share, and its features in TFDS."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
-from looped_jax.data.tasks.downstream.base import Example
+from looped_jax.data.tasks.downstream.base import DownstreamTask, Example, Style
+
+
+def tydiqa(name: str, group: str, shots: int, styles: Mapping[str, Style]) -> DownstreamTask:
+    """A task over TyDiQA-GoldP's English questions."""
+    return DownstreamTask(
+        name=name,
+        group=group,
+        metric="tydiqa",
+        shots=shots,
+        styles=styles,
+        released={
+            "train": ("tydiqa-goldp-v1.1-train.json",),
+            "validation": ("tydiqa-goldp-v1.1-dev.json", "tydiqa_goldp.json"),
+        },
+        reader=lambda path: read_squad(path, only="english-"),
+        tfds=(
+            "tydi_qa/goldp",
+            {"train": "train", "validation": "validation-en"},
+            from_tfds_squad,
+        ),
+        where="get tydiqa-goldp-v1.1-{train,dev}.json from "
+        "https://storage.googleapis.com/tydiqa/v1.1/",
+    )
 
 
 def paragraphs(path: epath.Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
