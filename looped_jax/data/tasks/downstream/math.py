@@ -54,19 +54,28 @@ def read_mawps(path: epath.Path) -> Iterator[Example]:
         yield Example(f"{path.stem}-{entry['iIndex']}", entry["sQuestion"].strip(), answers)
 
 
-def _mawps(name: str, file: str) -> DownstreamTask:
+def _where(file: str, paper: str, address: str) -> str:
+    """Addresses name a commit, whose hash vouches for the content."""
+    stem, dot, kind = file.partition(".")
+    return (
+        f"get {file} ({paper}) from https://github.com/{address}, and set some problems aside as "
+        f"{stem}_train{dot}{kind} for exemplars"
+    )
+
+
+def _mawps(name: str, stem: str, *other_files: str, address: str) -> DownstreamTask:
     return DownstreamTask(
         name=name,
         group=_GROUP,
         metric="math_problems",
         styles={"default": DEFAULT},
-        released={"train": (f"{file}_train.json",), "validation": (file + ".json",)},
+        released={"train": (f"{stem}_train.json",), "validation": (f"{stem}.json", *other_files)},
         reader=read_mawps,
-        where=f"get {file}.json (MAWPS, Koncel-Kedziorski et al. 2016) from "
-        "https://github.com/kojima-takeshi188/zero_shot_cot/tree/main/dataset, and set some "
-        f"problems aside as {file}_train.json for exemplars",
+        where=_where(f"{stem}.json", "MAWPS, Koncel-Kedziorski et al. 2016", address),
     )
 
+
+_ZERO_SHOT_COT = "kojima-takeshi188/zero_shot_cot/tree/5ef330fc/dataset"
 
 TASKS = (
     DownstreamTask(
@@ -76,14 +85,16 @@ TASKS = (
         styles={"default": DEFAULT},
         released={"train": ("ASDiv_train.xml",), "validation": ("ASDiv.xml",)},
         reader=read_asdiv,
-        where="get ASDiv.xml (Miao et al. 2020) from "
-        "https://github.com/chaochun/nlu-asdiv-dataset/tree/master/dataset, and set some problems "
-        "aside as ASDiv_train.xml for exemplars",
+        where=_where(
+            "ASDiv.xml",
+            "Miao et al. 2020",
+            "chaochun/nlu-asdiv-dataset/tree/883f90a9/dataset",
+        ),
     ),
-    _mawps("mawps_addsub", "AddSub"),
-    _mawps("mawps_multiarith", "MultiArith"),
-    _mawps("mawps_singleeq", "SingleEq"),
-    _mawps("mawps_singleop", "SingleOp"),
+    _mawps("mawps_addsub", "AddSub", address=f"{_ZERO_SHOT_COT}/AddSub"),
+    _mawps("mawps_multiarith", "MultiArith", address=f"{_ZERO_SHOT_COT}/MultiArith"),
+    _mawps("mawps_singleeq", "SingleEq", "questions.json", address=f"{_ZERO_SHOT_COT}/SingleEq"),
+    _mawps("mawps_singleop", "SingleOp", address="microsoft/ToRA/tree/213c1c99/src/data/mawps"),
     DownstreamTask(
         name="svamp",
         group=_GROUP,
@@ -91,7 +102,6 @@ TASKS = (
         styles={"default": DEFAULT},
         released={"train": ("SVAMP_train.json",), "validation": ("SVAMP.json",)},
         reader=read_svamp,
-        where="get SVAMP.json (Patel et al. 2021) from https://github.com/arkilpatel/SVAMP, and "
-        "set some problems aside as SVAMP_train.json for exemplars",
+        where=_where("SVAMP.json", "Patel et al. 2021", "arkilpatel/SVAMP/tree/689d7cca"),
     ),
 )
