@@ -38,11 +38,9 @@ def main(overrides: dict[str, str]) -> None:
     if _TASKS.value:
         overrides = {**overrides, "eval.tasks": ",".join(_TASKS.value)}
     run = open_run(_WORKDIR.value, _STEP.value, overrides)
-    if "text" in (run.job.config.eval.tasks or (run.job.config.data.task,)):
-        run = open_run(_WORKDIR.value, _STEP.value, overrides, needs_data=True)
     job, config = run.job, run.job.config
     job.model.config.plan.with_loops(_LOOPS.value)  # UserError before anything is read.
-    sets = held_out_sets(config, _SPLIT.value)
+    sets = held_out_sets(config, _SPLIT.value)  # UserError if a text is not there.
     params = run.restore().params
     evaluator = Evaluator(job.model, job.mesh, job.rules, _LOOPS.value)
     metrics: dict[str, float] = {"step": run.step}

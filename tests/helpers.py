@@ -76,3 +76,24 @@ def write_pile(folder: pathlib.Path, documents: int = 60, seed: int = 0) -> None
     ):
         content = "".join(record() for _ in range(count)).encode()
         (folder / f"{name}.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(content))
+
+
+LANGUAGE_MODEL = """
+from looped_jax.config import default_config, set_key
+
+def get_config():
+    config = default_config()
+    config.data.task = "text"
+    config.model.update(plan="1x2", d_model=16, num_heads=4, d_ff=32)
+    config.optimizer.update(name="adamw", warmup_steps=4)
+    config.train.batch_size = 8
+    for key, value in {values!r}.items():
+        set_key(config, key, value)
+    return config
+"""
+
+
+def write_language_model(path: pathlib.Path, **values: Any) -> None:
+    """An experiment file of a language model that trains in seconds; keys as `train__steps`."""
+    dotted = {key.replace("__", "."): value for key, value in values.items()}
+    path.write_text(LANGUAGE_MODEL.format(values=dotted))

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable
 
 import pytest
-from helpers import write_pile
+from helpers import write_language_model, write_pile
 
 
 def test_evaluating_the_last_checkpoint_repeats_the_runs_own_numbers(
@@ -66,25 +66,18 @@ def test_a_folder_without_a_run_is_refused(
     assert "holds no run with a checkpoint" in line
 
 
-LANGUAGE_MODEL = """
-from looped_jax.config import default_config
-
-def get_config():
-    config = default_config()
-    config.data.update(task="text", length=96)
-    config.model.update(plan="1x2", d_model=16, num_heads=4, d_ff=32)
-    config.optimizer.update(name="adamw", warmup_steps=4)
-    config.train.update(steps=4, batch_size=8)
-    config.eval.update(every=2, examples=4, tasks=("text", "svamp"))
-    return config
-"""
-
-
 def test_downstream_tasks_are_evaluated_within_training_and_after_it(
     tmp_path: pathlib.Path, run_module: Callable, fails_in_one_line: Callable
 ) -> None:
     write_pile(tmp_path / "pile")
-    (tmp_path / "lm.py").write_text(LANGUAGE_MODEL)
+    write_language_model(
+        tmp_path / "lm.py",
+        data__length=96,
+        train__steps=4,
+        eval__every=2,
+        eval__examples=4,
+        eval__tasks=("text", "svamp"),
+    )
     (tmp_path / "evals").mkdir()
     records = [
         {"id": f"{s}{i}", "question": f"{i}?", "answers": [str(i)], "split": s}

@@ -96,9 +96,9 @@ def run_vocabulary(config: ConfigDict) -> Any:
 def make_source(config: ConfigDict, split: str, task_name: str = "") -> RowSource:
     """The row source of a split: of the training task, or of another synthetic task."""
     task_name = task_name or config.data.task
-    length = data_spec(config).length
     if task_name == "text":
         return text_rows(config, split)
+    length = data_spec(config).length
     running = config.data.targets == "running"
     return TaskRows(get_task(task_name), split, config.seed, length, running)
 

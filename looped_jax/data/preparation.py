@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from looped_jax.config import RunError, UserError
 from looped_jax.data.documents import Block, Document, Shards, Source, parse, sha256
+from looped_jax.data.files import write_whole
 from looped_jax.data.manifest import BYTES_OF_ID, FORMAT, NAME, Manifest, is_prepared, read_manifest
 from looped_jax.data.packing import component_id, pack, pairs_by_component, token_dtype
 from looped_jax.data.text import SPLITS, patterns
@@ -66,7 +67,7 @@ def prepare(config: ConfigDict, output: epath.Path) -> Manifest:
         with (output / BYTES_OF_ID).open("wb") as file:
             np.save(file, load_vocabulary(recipe["vocabulary"]["name"]).bytes_of_id)
         manifest = Manifest(output, recipe, splits)
-        _write_whole(output / NAME, manifest.to_json().encode())
+        write_whole(output / NAME, manifest.to_json())
         (output / PARTIAL).unlink()
         shutil.rmtree(output / WORK)
     except OSError as error:
@@ -136,7 +137,7 @@ def _claim(output: epath.Path, recipe: dict[str, Any]) -> None:
         raise UserError(f"{output} exists and is not prepared data; choose another --output")
     try:
         output.mkdir(parents=True, exist_ok=True)
-        _write_whole(partial, json.dumps(recipe).encode())
+        write_whole(partial, json.dumps(recipe))
     except OSError as error:
         raise UserError(f"cannot write in {output}: {error.strerror}") from error
 
@@ -259,9 +260,9 @@ class _PackBlock:
             _shard_of(keys[order], recipe["splits"][self.split]["shards"]),
             np.arange(recipe["splits"][self.split]["shards"] + 1),
         )
-        _write_whole(_block_file(self.work, self.number, "rows"), b"".join(parts))
+        write_whole(_block_file(self.work, self.number, "rows"), b"".join(parts))
         summary = {"offsets": ends[starts].tolist(), "components": components}
-        _write_whole(_block_file(self.work, self.number, "json"), json.dumps(summary).encode())
+        write_whole(_block_file(self.work, self.number, "json"), json.dumps(summary))
 
 
 def _shard_of(keys: np.ndarray, shards: int) -> np.ndarray:
@@ -296,7 +297,7 @@ class _WriteShard:
         marker = self.work / f"{path.name}.json"
         if not (marker.exists() and path.exists()):
             description = self._write(path)
-            _write_whole(marker, json.dumps(description).encode())
+            write_whole(marker, json.dumps(description))
         return _read_json(marker)
 
     def _write(self, path: epath.Path) -> dict[str, Any]:
@@ -352,16 +353,6 @@ def _block_file(work: epath.Path, number: int, kind: str) -> epath.Path:
 
 def _read_json(path: epath.Path) -> Any:
     return json.loads(path.read_text())
-
-
-def _write_whole(path: epath.Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def describe(manifest: Manifest) -> str:

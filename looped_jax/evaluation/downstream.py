@@ -5,6 +5,7 @@ the last one. A prediction belongs to its prompt, by hash: another style, number
 exemplars is asked again.
 """
 
+import contextlib
 import dataclasses
 import json
 import random
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from looped_jax.config import RunError, UserError
+from looped_jax.data.files import write_whole
 from looped_jax.data.tasks.downstream import TASKS, group_members
 from looped_jax.data.tasks.downstream.base import (
     GROUPS,
@@ -123,7 +125,6 @@ def run_task(
     # Long and short prompts apart, as the generator batches them.
     todo.sort(key=lambda i: len(asked.prompts[i].text))
     try:
-        file = out.open("a") if out is not None else None
         size = generator.batch_size
         bar = tqdm(
             total=len(asked.examples),
@@ -132,7 +133,7 @@ def run_task(
             unit="example",
             disable=not show_progress,
         )
-        with bar:
+        with bar, out.open("a") if out is not None else contextlib.nullcontext() as file:
             for start in range(0, len(todo), size):
                 if stop():
                     return None
@@ -153,8 +154,6 @@ def run_task(
                 if file is not None:
                     file.flush()
                 bar.update(len(batch))
-        if file is not None:
-            file.close()
         return _scored(asked, predictions, generator.usage, time.perf_counter() - started, out)
     except OSError as error:
         raise RunError(f"cannot write {out}: {error.strerror or error}") from error
@@ -196,9 +195,7 @@ def _write_records(
         if scores is not None:
             record["scores"] = scores[i]
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    temporary = out.with_name(f"{out.name}.tmp")
-    temporary.write_text("".join(lines))
-    temporary.replace(out)
+    write_whole(out, "".join(lines))
 
 
 def _scored(
@@ -306,9 +303,7 @@ def evaluate_tasks(
         summary["tasks"][name] = result
         summary["averages"] = averages(summary["tasks"])
         if path is not None:
-            temporary = path.with_name(f"{path.name}.tmp")
-            temporary.write_text(json.dumps(summary, indent=1) + "\n")
-            temporary.replace(path)
+            write_whole(path, json.dumps(summary, indent=1) + "\n")
     return summary
 
 

@@ -132,9 +132,7 @@ class Generator:
             results |= dict(zip(batch, made, strict=True))
         return [results[i] for i in range(len(prompts))]
 
-    def score(
-        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], on_done: Any = None
-    ) -> list[Scored]:
+    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Scored]:
         """Log-likelihoods of continuations given their contexts, pairs of token ids.
 
         A context is not empty (BOS at least). UserError if a pair is longer than the model reads.
@@ -158,8 +156,6 @@ class Generator:
             for row, i in enumerate(batch):
                 here = slice(len(pairs[i][0]) - 1, len(rows[i]) - 1)
                 results[i] = Scored(log_p[row, here], bool(greedy[row, here].all()))
-            if on_done:
-                on_done(len(batch))
         return [results[i] for i in range(len(pairs))]
 
     def _batches(self, lengths: list[int]) -> list[list[int]]:

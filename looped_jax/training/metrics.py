@@ -7,6 +7,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 
 from looped_jax.config import RunError
+from looped_jax.data.files import write_whole
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, float]]:
@@ -32,9 +33,7 @@ class MetricsWriter:
                 self._evaluated.add(int(line["step"]))
         whole = "".join(json.dumps(line) + "\n" for line in kept)
         try:
-            temporary = self._path.with_suffix(".tmp")
-            temporary.write_text(whole)
-            temporary.replace(self._path)
+            write_whole(self._path, whole)
             self._file = self._path.open("a")
         except OSError as error:
             raise RunError(f"cannot write {self._path}: {error.strerror}") from error

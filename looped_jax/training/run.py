@@ -29,13 +29,11 @@ def open_run(
     workdir: str,
     step: int | None = None,
     overrides: Mapping[str, str] | None = None,
-    *,
-    needs_data: bool = False,
 ) -> OpenRun:
     """Opens a run at a checkpoint (the newest if ``step`` is None); nothing is read yet.
 
     ``overrides`` change its config as on the command line. UserError if there is no such run or
-    checkpoint, or with ``needs_data`` if its text is not there.
+    checkpoint. The run's data need not be there.
     """
     if not workdir:
         raise UserError("say --workdir=DIR of a run")
@@ -51,4 +49,4 @@ def open_run(
     config.unlock()
     config_lib.apply_overrides(config, overrides or {})
     config_lib.validate(config)
-    return OpenRun(folder, step, prepare(config.lock(), needs_data=needs_data))
+    return OpenRun(folder, step, prepare(config.lock(), needs_data=False))

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from looped_jax import config as config_lib
 from looped_jax.config import Preempted, RunError, UserError
+from looped_jax.data.files import write_whole
 from looped_jax.data.pipeline import (
     announce_epochs,
     check_data,
@@ -107,9 +108,7 @@ def claim_workdir(config: ConfigDict, workdir: epath.Path) -> None:
     if jax.process_index() == 0:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            temporary = workdir / "config.json.tmp"
-            temporary.write_text(config_lib.to_json(config))
-            temporary.replace(path)
+            write_whole(path, config_lib.to_json(config))
         except OSError as error:
             raise UserError(f"cannot write in workdir {workdir}: {error.strerror}") from error
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from etils import epath
-from helpers import small_config, write_pile
+from helpers import small_config, write_language_model, write_pile
 
 from looped_jax.config import UserError
 from looped_jax.data import pipeline, preparation
@@ -186,27 +186,20 @@ def test_what_does_not_fit_is_said_before_the_run_starts(
         pipeline.check_data(config(copy))
 
 
-RUN = """
-from looped_jax.config import default_config
-
-def get_config():
-    config = default_config()
-    config.data.update(task="text", length=32)
-    config.model.update(plan="1x2", d_model=16, num_heads=4, d_ff=32)
-    config.optimizer.update(name="adamw", warmup_steps=4)
-    config.train.update(steps=2000, batch_size=8, log_every=1)
-    config.checkpoint.every = 5
-    config.eval.update(every=1000, examples=8)
-    return config
-"""
-
-
 def test_a_shard_that_vanishes_during_a_run_is_named_and_the_run_can_go_on(
     prepared: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     copy, shard = damaged(prepared, tmp_path)
     experiment = tmp_path / "run.py"
-    experiment.write_text(RUN)
+    write_language_model(
+        experiment,
+        data__length=32,
+        train__steps=2000,
+        train__log_every=1,
+        checkpoint__every=5,
+        eval__every=1000,
+        eval__examples=8,
+    )
     command = [
         *(sys.executable, "-m", "looped_jax.main", f"--config={experiment}"),
         *(f"--config.data.path={copy}", f"--workdir={tmp_path / 'run'}"),
@@ -240,7 +233,15 @@ def test_evaluation_takes_any_prepared_split(
     prepared: pathlib.Path, run_module: Callable, tmp_path: pathlib.Path
 ) -> None:
     experiment = tmp_path / "run.py"
-    experiment.write_text(RUN)
+    write_language_model(
+        experiment,
+        data__length=32,
+        train__steps=2000,
+        train__log_every=1,
+        checkpoint__every=5,
+        eval__every=1000,
+        eval__examples=8,
+    )
     workdir = tmp_path / "run"
     path = f"--config.data.path={prepared}"
     steps = "--config.train.steps=5"

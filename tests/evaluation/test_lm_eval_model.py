@@ -9,26 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
-from helpers import write_pile
+from helpers import write_language_model, write_pile
 
 from looped_jax.data.rows import BOS
 
 lm_eval = pytest.importorskip(
     "lm_eval", reason="the extra lm-eval is not installed: pip install -e '.[lm-eval]'"
 )
-
-RUN = """
-from looped_jax.config import default_config
-
-def get_config():
-    config = default_config()
-    config.data.update(task="text", length=48)
-    config.model.update(plan="1x2", d_model=16, num_heads=4, d_ff=32)
-    config.optimizer.update(name="adamw", warmup_steps=4)
-    config.train.update(steps=20, batch_size=8)
-    config.eval.update(every=20, examples=8)
-    return config
-"""
 
 
 class Request:
@@ -42,7 +29,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     folder = tmp_path_factory.mktemp("lm")
     write_pile(folder / "pile")
-    (folder / "run.py").write_text(RUN)
+    write_language_model(
+        folder / "run.py", data__length=48, train__steps=20, eval__every=20, eval__examples=8
+    )
     command = [
         *(sys.executable, "-m", "looped_jax.main", f"--config={folder / 'run.py'}"),
         *(f"--config.data.path={folder / 'pile'}", f"--workdir={folder / 'run'}"),
