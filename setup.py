@@ -29,7 +29,7 @@ EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "tokenizers": ["tokenizers"],
     "lm-eval": ["lm-eval", "torch"],
-    "test": [*DATA, "hypothesis", "mypy", "pytest", "ruff", "tokenizers"],
+    "test": [*DATA, "hypothesis", "jax[tpu]", "mypy", "pytest", "ruff", "tokenizers"],
     "bench": ["torch", "transformers"],
 }
 

@@ -36,7 +36,7 @@ def get_config(argument: str = "24x1") -> ConfigDict:
     config.model.update(
         plan=plan, d_model=2048, num_heads=32, d_ff=5120, mlp="swiglu", tied_output=False
     )
-    config.model.update(dtype="bfloat16", remat="layer")
+    config.model.update(dtype="bfloat16", remat="names", saved_names=("query", "key", "value"))
     config.mesh.update(data=1, fsdp=-1)
     config.optimizer.update(
         name="adafactor", learning_rate=0.01, schedule="cosine", warmup_steps=10_000
@@ -52,7 +52,8 @@ def get_config(argument: str = "24x1") -> ConfigDict:
 def small(config: ConfigDict) -> None:
     """The same model, narrow, on bytes, for minutes instead of weeks."""
     config.data.update(length=256, vocabulary="bytes")
-    config.model.update(d_model=64, num_heads=4, d_ff=160, dtype="float32", remat="none")
+    config.model.update(d_model=64, num_heads=4, d_ff=160, dtype="float32")
+    config.model.update(remat="none", saved_names=())
     config.mesh.update(data=-1, fsdp=1)
     config.optimizer.update(name="adamw", learning_rate=3e-3, warmup_steps=50, weight_decay=0.1)
     config.train.update(steps=500, batch_size=8, log_every=20)

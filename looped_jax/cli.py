@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import flags
@@ -40,6 +41,11 @@ def run(main: Callable[[dict[str, str]], None], argv: list[str] | None = None) -
         # The reader of our output has gone (`| head`): nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception:
+        if _place()[1] == 1:
+            raise
+        traceback.print_exc()
+        _exit("stopped by the error above", 1)
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on from what was saved", 128 + signal.SIGINT)
 
@@ -62,5 +68,25 @@ def split_overrides(argv: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _exit(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
+    process, processes = _place()
+    # What the user can put right is the same in every process; a fault is one's own.
+    if processes > 1 and code == 1:
+        print(f"process {process}: {message}", file=sys.stderr)
+    elif process == 0:
+        print(message, file=sys.stderr)
+    if processes > 1 and code:
+        # An orderly end would wait for the others, who wait for this one.
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
+
+
+def _place() -> tuple[int, int]:
+    """This process's number, and of how many."""
+    if "jax" not in sys.modules:  # Not every entry point needs it, and it takes a while.
+        return 0, 1
+    import jax
+
+    if not jax.distributed.is_initialized():
+        return 0, 1
+    return jax.process_index(), jax.process_count()

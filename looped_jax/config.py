@@ -36,7 +36,8 @@ class Preempted(Exception):
 # `batch` is split over every axis that holds different data.
 DEFAULT_SHARDING_RULES = (
     ("batch", ("data", "fsdp")),
-    ("length", None),
+    ("length", "sequence"),
+    ("embedded_batch", "data"),  # While embeddings are looked up, `embed` is still split.
     ("vocab", "tensor"),
     ("embed", "fsdp"),
     ("heads", "tensor"),
@@ -51,6 +52,10 @@ DEFAULT_SHARDING_RULES = (
     ("activation_mlp", "tensor"),
     ("activation_vocab", "tensor"),
 )
+
+
+# What a layer computes that config.model.saved_names can keep for the backward pass.
+ACTIVATION_NAMES = ("query", "key", "value", "attended", "mlp_up", "mlp_gate")
 
 
 def default_config() -> ConfigDict:
@@ -74,15 +79,25 @@ def default_config() -> ConfigDict:
             tied_output=True,  # Output projection = transposed token embedding.
             vocab_size=0,  # 0: the data's vocabulary, rounded up to a multiple of 8.
             dtype="float32",  # Compute type, float32 | bfloat16; parameters are float32.
-            remat="none",  # none | layer | loop | dots
+            # What the backward pass recomputes: none | layer | loop | dots | names, see
+            # models/transformer.py. With `names` these are kept, on the device or on the host.
+            remat="none",
+            saved_names=(),
+            offloaded_names=(),
             # How far the scans over layers and loops are unrolled:
             # auto | none | layers | full (auto chooses by backend, see models/transformer.py).
             unroll="auto",
+            attention="auto",  # auto | xla | splash (TPU) | cudnn (GPU, bfloat16)
+            # When fsdp-sharded weights are brought together: layer (each use, so in every loop)
+            # | segment (once per step, for all loops of a segment).
+            gather="layer",
+            # Logits held at once on a device while the loss is computed, float32; MB.
+            logits_mb=1024,
         )
     )
     config.mesh = ConfigDict(
         dict(data=-1, fsdp=1, tensor=1, sequence=1, rules=DEFAULT_SHARDING_RULES)
-    )  # One axis may be -1: all remaining devices. `sequence` is reserved and must be 1.
+    )  # One axis may be -1: all remaining devices.
 
     config.data = ConfigDict(
         dict(
@@ -160,8 +175,10 @@ CHOICES = {
     "model.norm": ("rmsnorm", "layernorm", "none"),
     "model.positions": ("rope", "learned", "none"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "layer", "loop", "dots"),
+    "model.remat": ("none", "layer", "loop", "dots", "names"),
     "model.unroll": ("auto", "none", "layers", "full"),
+    "model.attention": ("auto", "xla", "splash", "cudnn"),
+    "model.gather": ("layer", "segment"),
     "optimizer.name": ("adafactor", "adamw", "sgd"),
     "optimizer.schedule": ("cosine", "constant", "rsqrt"),
     "data.targets": ("answer", "running"),
@@ -171,6 +188,7 @@ POSITIVE = (
     "model.d_model",
     "model.num_heads",
     "model.d_ff",
+    "model.logits_mb",
     "train.steps",
     "train.batch_size",
     "train.grad_accumulation",
@@ -202,7 +220,12 @@ OPERATIONAL_KEYS = (
     "mesh",
     "checkpoint",
     "model.remat",
+    "model.saved_names",
+    "model.offloaded_names",
     "model.unroll",
+    "model.attention",
+    "model.gather",
+    "model.logits_mb",
     "train.log_every",
     "data.path",  # Checkpoints remember what was there.
     "data.read_threads",
@@ -257,10 +280,15 @@ def validate(config: ConfigDict) -> None:
                 f"config.prepare.weights: {weight!r} is not (component, copies), "
                 "e.g. (('ArXiv', 2.0), ('Github', 0.5))"
             )
-    if config.mesh.sequence != 1:
-        raise UserError(
-            "config.mesh.sequence is reserved: sequence parallelism is not available yet, set 1"
-        )
+    for key in ("saved_names", "offloaded_names"):
+        for name in model[key]:
+            if name not in ACTIVATION_NAMES:
+                raise UserError(
+                    f"config.model.{key}: {name!r} is not one of {', '.join(ACTIVATION_NAMES)}"
+                    + nearest(str(name), ACTIVATION_NAMES)
+                )
+        if model[key] and model.remat != "names":
+            raise UserError(f"config.model.{key} is used by config.model.remat='names' only")
     names = [name for name, _ in config.variants]
     if len(set(names)) != len(names):
         raise UserError("config.variants: two variants have the same name")

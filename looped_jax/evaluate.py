@@ -40,7 +40,7 @@ def main(overrides: dict[str, str]) -> None:
     run = open_run(_WORKDIR.value, _STEP.value, overrides)
     job, config = run.job, run.job.config
     job.model.config.plan.with_loops(_LOOPS.value)  # UserError before anything is read.
-    sets = held_out_sets(config, _SPLIT.value)  # UserError if a text is not there.
+    sets = held_out_sets(config, job.mesh, _SPLIT.value)  # UserError if a text is not there.
     params = run.restore().params
     evaluator = Evaluator(job.model, job.mesh, job.rules, _LOOPS.value)
     metrics: dict[str, float] = {"step": run.step}

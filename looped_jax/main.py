@@ -3,10 +3,10 @@
 python -m looped_jax.main --config=experiments/quickstart.py
 python -m looped_jax.main --config=experiments/pile_12x2.py --workdir=DIR --config.train.steps=100
 
-The same command again goes on where the run stopped.
+The same command again goes on where the run stopped, and the same command on every host is one run
+(looped_jax/parallel/distributed.py).
 """
 
-import jax
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from looped_jax import cli
 from looped_jax.config import UserError, load_experiment, variant_config
 from looped_jax.models.flops import train_flops
+from looped_jax.parallel import distributed
 from looped_jax.training.trainer import Job, claim_workdir, prepare, train
 
 _CONFIG = flags.DEFINE_string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
@@ -24,11 +25,13 @@ def main(overrides: dict[str, str]) -> None:
     """Trains the config, or each of its variants in turn and then compares them."""
     if not _CONFIG.value:
         raise UserError("say --config=FILE, e.g. --config=experiments/quickstart.py")
+    distributed.join()
     config = load_experiment(_CONFIG.value, overrides)
     workdir = epath.Path(_WORKDIR.value or f"runs/{config.name}")
     if not config.variants:
         train(prepare(config), workdir)
-        print(f"done: {workdir}")
+        if distributed.is_first():
+            print(f"done: {workdir}")
         return
     # Everything is checked before the first variant starts.
     jobs = {
@@ -37,7 +40,7 @@ def main(overrides: dict[str, str]) -> None:
     claim_workdir(config, workdir)
     for name, job in jobs.items():
         train(job, workdir / name)
-    if jax.process_index() == 0:
+    if distributed.is_first():
         report(config, jobs, workdir)
 
 

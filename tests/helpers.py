@@ -27,6 +27,19 @@ def init(model: LoopedTransformer, seed: int = 0) -> Any:
     return nn.unbox(jax.jit(model.init)(jax.random.key(seed), tokens))["params"]
 
 
+def batch_logits(
+    model: LoopedTransformer, params: Any, batch: dict[str, Any], loops: int | None = None
+) -> Any:
+    """logits_BTV of a batch of rows."""
+    arguments = (batch["tokens"], batch["segment_ids"], batch["positions"])
+    return model.apply({"params": params}, *arguments, loops=loops)
+
+
+def share(process: int, of: int, batch_size: int) -> np.ndarray:
+    """The rows of a batch that are one process's of several."""
+    return np.arange(batch_size).reshape(of, -1)[process]
+
+
 def random_rows(rows: int = 8, length: int = 12, vocab: int = 16, seed: int = 0) -> dict[str, Any]:
     """A batch of random rows, each packed from two segments, with random weights."""
     rng = np.random.default_rng(seed)

@@ -15,7 +15,8 @@ BAD_VALUES = {
     "model.d_ff": (0, "config.model.d_ff=0 must be positive"),
     "optimizer.clip_norm": (-1.0, "config.optimizer.clip_norm=-1.0 must not be negative"),
     "train.grad_accumulation": (3, "does not divide config.train.batch_size=16"),
-    "mesh.sequence": (2, "config.mesh.sequence is reserved"),
+    "model.saved_names": (("quary",), "did you mean 'query'"),
+    "model.offloaded_names": (("query",), "is used by config.model.remat='names' only"),
 }
 
 

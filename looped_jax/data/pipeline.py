@@ -123,10 +123,10 @@ def announce_epochs(source: RowSource, config: ConfigDict) -> str | None:
 class _Batches(grain.sources.RandomAccessDataSource):
     """Batch number -> this process's rows of it."""
 
-    def __init__(self, source: RowSource, batch_size: int, seed: int, rows: slice):
+    def __init__(self, source: RowSource, batch_size: int, seed: int, rows: np.ndarray):
         self._source = source
         self._batch_size = batch_size
-        self._local = np.arange(batch_size)[rows]
+        self._local = rows
         self._order: Callable[[int], int] = lambda index: index
         if source.num_rows is not None:
             shuffled = grain.MapDataset.range(source.num_rows).seed(seed).shuffle().repeat()
@@ -166,12 +166,13 @@ class TrainBatches:
 
 
 def train_batches(
-    source: RowSource, config: ConfigDict, process: int = 0, processes: int = 1
+    source: RowSource, config: ConfigDict, local: np.ndarray | None = None
 ) -> TrainBatches:
-    """An endless iterator over batches of rows [B / processes, T]."""
-    share = config.train.batch_size // processes
-    rows = slice(process * share, (process + 1) * share)
-    batches = _Batches(source, config.train.batch_size, config.seed, rows)
+    """An endless iterator over batches of rows [B, T], or those rows of each batch whose numbers
+    ``local`` has."""
+    size = config.train.batch_size
+    rows = np.arange(size) if local is None else local
+    batches = _Batches(source, size, config.seed, rows)
     threads = config.data.read_threads
     options = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=max(PREFETCHED_BATCHES, threads)
@@ -181,21 +182,21 @@ def train_batches(
 
 
 def eval_batches(
-    source: RowSource, examples: int, batch_size: int, process: int = 0, processes: int = 1
+    source: RowSource, examples: int, batch_size: int, local: np.ndarray | None = None
 ) -> list[Rows]:
-    """This process's rows of the first ``examples`` rows (or all there are), in equal batches.
+    """The first ``examples`` rows (or all there are) in equal batches, of each the rows whose
+    numbers ``local`` has (by default all).
 
     The last batch is filled with rows of weight 0, whose `answer` is empty.
     """
     count = examples if source.num_rows is None else min(examples, source.num_rows)
-    share = batch_size // processes
+    numbers = np.arange(batch_size) if local is None else local
     batches = []
     for start in range(0, count, batch_size):
-        first = start + process * share
-        there = np.arange(first, min(first + share, count))
+        there = start + numbers[start + numbers < count]
         # A process without any row of this batch still needs the arrays' shapes.
         rows = source.rows(there if len(there) else np.array([0]))
-        missing = share - len(there)
+        missing = len(numbers) - len(there)
         batches.append(
             {k: np.pad(v[: len(there)], ((0, missing), (0, 0))) for k, v in rows.items()}
         )

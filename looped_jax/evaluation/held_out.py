@@ -14,14 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from looped_jax.data.pipeline import eval_batches
 from looped_jax.data.rows import Rows, RowSource
 from looped_jax.data.text import TextRows
-from looped_jax.models.transformer import LoopedTransformer, batch_logits
-from looped_jax.parallel.mesh import mesh_context, put_batch
+from looped_jax.models.loss import token_scores
+from looped_jax.models.transformer import LoopedTransformer, hidden_and_kernel
+from looped_jax.parallel.mesh import mesh_context, put_batch, replicated
 
 
 def row_sums(
@@ -33,9 +33,9 @@ def row_sums(
 ) -> dict[str, jax.Array]:
     """Sums over a batch: rows with an answer and rows right; cross-entropy, weight and bytes of
     text, each as an array over ``groups`` components."""
-    logits_BTV = batch_logits(model, params, batch, loops)
-    xent_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
-    right_BT = jnp.argmax(logits_BTV, axis=-1) == batch["targets"]
+    x_BTD, kernel_VD = hidden_and_kernel(model, params, batch, loops)
+    xent_BT, likeliest_BT = token_scores(model.config, x_BTD, kernel_VD, batch["targets"])
+    right_BT = likeliest_BT == batch["targets"]
     asked_B = jnp.any(batch["answer"], axis=1)
     right_B = jnp.all(right_BT | ~batch["answer"], axis=1) & asked_B
     nothing_BT = jnp.zeros_like(batch["targets"])
@@ -58,16 +58,23 @@ class HeldOut:
     """One evaluation: a name, and batches that are the same every time."""
 
     name: str
-    batches: tuple[Rows, ...]
+    batches: tuple[Rows, ...]  # Of each, the rows of this process.
+    batch_size: int  # Rows of a whole batch.
     components: tuple[str, ...] = ("",)  # Parts of a text that are also reported one by one.
 
     @classmethod
     def from_source(
-        cls, name: str, source: RowSource, examples: int, batch_size: int, process: int, of: int
+        cls,
+        name: str,
+        source: RowSource,
+        examples: int,
+        batch_size: int,
+        local: np.ndarray | None = None,
     ) -> "HeldOut":
-        """The first ``examples`` rows of a source; this process's share of each batch."""
-        batches = tuple(eval_batches(source, examples, batch_size, process, of))
-        return cls(name, batches, source.components if isinstance(source, TextRows) else ("",))
+        """The first ``examples`` rows of a source; ``local`` as in eval_batches."""
+        batches = tuple(eval_batches(source, examples, batch_size, local))
+        components = source.components if isinstance(source, TextRows) else ("",)
+        return cls(name, batches, batch_size, components)
 
 
 class Evaluator:
@@ -78,6 +85,7 @@ class Evaluator:
         self._sums = jax.jit(
             lambda params, batch, groups: row_sums(model, params, batch, loops, groups),
             static_argnums=2,
+            out_shardings=replicated(mesh),  # Every process reads the sums.
         )
 
     def __call__(
@@ -94,7 +102,8 @@ class Evaluator:
             for batch in held_out.batches:
                 if stop():
                     return None
-                sums = self._sums(params, put_batch(batch, self._mesh), len(held_out.components))
+                whole = put_batch(batch, self._mesh, held_out.batch_size)
+                sums = self._sums(params, whole, len(held_out.components))
                 for key, value in jax.device_get(sums).items():
                     totals[key] = totals.get(key, 0.0) + value.astype(np.float64)
         prefix = f"eval/{held_out.name}"

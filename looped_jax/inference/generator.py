@@ -79,7 +79,9 @@ class Generator:
         batch_size: int = 16,
     ):
         model.config.plan.with_loops(loops)  # UserError for a plan without loops.
-        self.params, self._mesh, self._rules = params, mesh, rules
+        self.params, self._mesh = params, mesh
+        # Prompts are of any length, tokens of length 1: neither is split over devices.
+        self._rules = tuple((n, None if n == "length" else where) for n, where in rules)
         self._shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
         self.max_length = model.config.max_length
         self.batch_size = bucket(max(batch_size, self._shards), self._shards)

@@ -1,4 +1,4 @@
-"""Causal attention within documents, over blocks of queries.
+"""Causal attention within documents in plain JAX, over blocks of queries.
 
 A block of queries reads the keys up to its own end only, so of the T x T square that causality
 leaves half empty, most of the empty part is never computed: 5/8 of the work with four blocks.
@@ -22,26 +22,33 @@ _MASKED = -1e30  # Finite, so that no row of a softmax can be 0 / 0.
 
 
 def causal_attention(
-    q_BTHK: Array, k_BTGK: Array, v_BTGK: Array, segment_ids_BT: Array | None = None
+    q_BTHK: Array,
+    k_BSGK: Array,
+    v_BSGK: Array,
+    segment_ids_BS: Array | None = None,
+    first_query: Array | int = 0,
 ) -> Array:
     """softmax(q k^T / sqrt(K)) v over keys s <= t of the same segment; returns out_BTHK.
 
     Softmax in float32. Grouped queries: query heads h R … h R + R - 1 read key-value head h.
+    ``first_query``: the place among the S keys of the first of the T queries.
     """
     batch, length, heads, size = q_BTHK.shape
-    groups = k_BTGK.shape[2]
+    groups = k_BSGK.shape[2]
     q_BTGRK = (q_BTHK * size**-0.5).reshape(batch, length, groups, heads // groups, size)
     q_BGRTK = q_BTGRK.transpose(0, 2, 3, 1, 4)
-    k_BGSK, v_BGSK = k_BTGK.transpose(0, 2, 1, 3), v_BTGK.transpose(0, 2, 1, 3)
-    mask_B1TS = causal_mask(length, segment_ids_BT)
+    k_BGSK, v_BGSK = k_BSGK.transpose(0, 2, 1, 3), v_BSGK.transpose(0, 2, 1, 3)
+    mask_B1TS = causal_mask(length, k_BSGK.shape[1], segment_ids_BS, first_query)
 
     block = max(MIN_QUERY_BLOCK, -(-length // QUERY_BLOCKS))
     outs = []
     for start in range(0, length, block):
         end = min(start + block, length)
+        # Where the queries begin is known only on the device if the length is split over devices.
+        seen = first_query + end if isinstance(first_query, int) else None
         q_BGNK = q_BGRTK[:, :, :, start:end].reshape(batch, groups, -1, size)
-        mask_B1NS = jnp.tile(mask_B1TS[:, :, start:end, :end], (1, 1, heads // groups, 1))
-        out_BGNK = _attend(q_BGNK, k_BGSK[:, :, :end], v_BGSK[:, :, :end], mask_B1NS)
+        mask_B1NS = jnp.tile(mask_B1TS[:, :, start:end, :seen], (1, 1, heads // groups, 1))
+        out_BGNK = _attend(q_BGNK, k_BGSK[:, :, :seen], v_BGSK[:, :, :seen], mask_B1NS)
         outs.append(out_BGNK.reshape(batch, groups, heads // groups, end - start, size))
     out_BGRTK = jnp.concatenate(outs, axis=3)
     return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(q_BTHK.shape)
@@ -108,10 +115,14 @@ def _attend_backward(residuals: tuple[Array, ...], d_out_BGNK: Array) -> tuple[A
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def causal_mask(length: int, segment_ids_BT: Array | None) -> Array:
+def causal_mask(
+    queries: int, keys: int, segment_ids_BS: Array | None, first_query: Array | int = 0
+) -> Array:
     """mask_B1TS (or mask_11TS): True where query t may attend to key s."""
-    mask_11TS = jnp.tril(jnp.ones((1, 1, length, length), dtype=bool))
-    if segment_ids_BT is None:
+    place_T = first_query + jnp.arange(queries)
+    mask_11TS = (place_T[:, None] >= jnp.arange(keys))[None, None]
+    if segment_ids_BS is None:
         return mask_11TS
-    same_B1TS = segment_ids_BT[:, None, :, None] == segment_ids_BT[:, None, None, :]
+    segment_ids_BT = jax.lax.dynamic_slice_in_dim(segment_ids_BS, first_query, queries, axis=1)
+    same_B1TS = segment_ids_BT[:, None, :, None] == segment_ids_BS[:, None, None, :]
     return mask_11TS & same_B1TS

@@ -14,10 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from ml_collections import ConfigDict
 
 from looped_jax.config import UserError
-from looped_jax.models.attention import attend_to_cache, causal_attention
+from looped_jax.models.attention import attend_to_cache
+from looped_jax.models.attention_kernels import attention, choose_kernel
 from looped_jax.models.loop_plan import LoopPlan
 
 Array = jax.Array
@@ -67,28 +69,47 @@ class ModelConfig:
     tied_output: bool = True
     dtype: Any = jnp.float32
     remat: str = "none"
+    saved_names: tuple[str, ...] = ()
+    offloaded_names: tuple[str, ...] = ()
     unroll: str = "auto"
+    attention: str = "xla"
+    gather: str = "layer"
+    logits_mb: int = 256
+    platform: str = "cpu"  # What it will run on: cpu | gpu | tpu.
 
     @property
     def head_dim(self) -> int:
         return self.d_model // self.num_heads
 
     @classmethod
-    def from_config(cls, model: ConfigDict, *, vocab_size: int, max_length: int) -> "ModelConfig":
-        """Resolves config.model for data with this vocabulary and row length.
+    def from_config(
+        cls,
+        model: ConfigDict,
+        *,
+        vocab_size: int,
+        max_length: int,
+        platform: str = "cpu",
+        length_shards: int = 1,
+    ) -> "ModelConfig":
+        """Resolves config.model for data with this vocabulary and row length, on a platform and
+        with rows split over so many devices.
 
-        UserError if config.model.vocab_size is less than the data's.
+        UserError if config.model.vocab_size is less than the data's, or config.model.attention
+        cannot run on the platform.
         """
         if 0 < model.vocab_size < vocab_size:
             raise UserError(
                 f"config.model.vocab_size={model.vocab_size} is less than the data's vocabulary of "
                 f"{vocab_size}; 0 takes the data's"
             )
-        fields = {**model.to_dict(), "max_length": max_length}
+        fields = {**model.to_dict(), "max_length": max_length, "platform": platform}
         fields["plan"] = LoopPlan.parse(model.plan)
         fields["vocab_size"] = model.vocab_size or 8 * -(-vocab_size // 8)
         fields["num_kv_heads"] = model.num_kv_heads or model.num_heads
         fields["dtype"] = jnp.dtype(model.dtype)
+        fields["attention"] = choose_kernel(
+            model.attention, platform, max_length // length_shards, model.dtype
+        )
         return cls(**fields)
 
 
@@ -189,6 +210,14 @@ def rope(x_BTHK: Array, rotation: Rotation) -> Array:
     return rotated.astype(x_BTHK.dtype)
 
 
+def named(x_BTHK: Array, name: str) -> Array:
+    """x_BTHK under a name that config.saved_names may ask for.
+
+    It is kept as [B, T, HK]: a TPU pads a head's size of 64 to 128.
+    """
+    return checkpoint_name(x_BTHK.reshape(*x_BTHK.shape[:2], -1), name).reshape(x_BTHK.shape)
+
+
 def _part(array: Array, loop: Array, layer: Array) -> Array:
     """[L, k, …] -> […] in one slice."""
     start = (loop, layer) + (0,) * (array.ndim - 2)
@@ -218,8 +247,13 @@ class Attention(nn.Module):
         q_BTHK = nn.with_logical_constraint(
             q_BTHK, ("batch", "length", "activation_heads", "head_dim")
         )
+        q_BTHK, k_BTGK = named(q_BTHK, "query"), named(k_BTGK, "key")
+        v_BTGK = named(v_BTGK, "value")
         if inputs.cache is None:
-            out_BTHK = causal_attention(q_BTHK, k_BTGK, v_BTGK, inputs.segment_ids_BT)
+            # Prompts (and the two tokens of initialisation) have lengths no TPU kernel takes.
+            kernel = "xla" if self.keep or self.is_initializing() else config.attention
+            out_BTHK = attention(kernel, q_BTHK, k_BTGK, v_BTGK, inputs.segment_ids_BT)
+            out_BTHK = named(out_BTHK, "attended")
         else:
             assert at is not None and inputs.seen_BS is not None
             own = (q_BTHK[:, 0], k_BTGK[:, 0], v_BTGK[:, 0])
@@ -262,8 +296,10 @@ class MLP(nn.Module):
     def __call__(self, x_BTD: Array) -> Array:
         config = self.config
         hidden_BTF = dense(config, "up", config.d_ff, ("embed", "mlp"))(x_BTD)
+        hidden_BTF = checkpoint_name(hidden_BTF, "mlp_up")
         if config.mlp == "swiglu":
             gate_BTF = dense(config, "gate", config.d_ff, ("embed", "mlp"))(x_BTD)
+            gate_BTF = checkpoint_name(gate_BTF, "mlp_gate")
             hidden_BTF = silu(gate_BTF) * hidden_BTF
         else:
             hidden_BTF = {"gelu": gelu, "relu": nn.relu}[config.mlp](hidden_BTF)

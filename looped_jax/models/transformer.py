@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.sharding import PartitionSpec
 
 from looped_jax.models.layers import (
     Array,
@@ -28,6 +29,8 @@ from looped_jax.models.layers import (
     rope_angles,
 )
 from looped_jax.models.loop_plan import Segment
+from looped_jax.parallel.mesh import BATCH_AXES
+from looped_jax.parallel.per_device import gather, per_device, spec_of, split_axes
 
 # XLA runs a while loop's body slower than the same operations laid out straight: on CPU by
 # 20-40% (docs/performance.md), where a compile of up to this many layers is also cheap.
@@ -39,7 +42,7 @@ def unrolled_scans(config: ModelConfig, segment: Segment) -> tuple[bool, bool]:
     """Whether the scan over layers and the scan over loops are laid out straight."""
     mode = config.unroll
     if mode == "auto":
-        on_cpu = jax.default_backend() == "cpu"
+        on_cpu = config.platform == "cpu"
         shallow = segment.layers * segment.loops <= CPU_UNROLL_MAX_DEPTH
         mode = "full" if on_cpu and shallow else "none"
     return mode in ("layers", "full"), mode == "full"
@@ -49,10 +52,21 @@ def remat(config: ModelConfig, module: Any, at: str, prevent_cse: bool) -> Any:
     """Wraps a module so that its inside is recomputed in the backward pass.
 
     `layer` keeps only layer inputs, `loop` only the inputs of each loop, `dots` keeps matrix
-    products without batch dimensions and recomputes the element-wise work.
+    products without batch dimensions and recomputes the element-wise work, `names` keeps, of each
+    layer, what config.saved_names say on the device and what config.offloaded_names say in the
+    host's memory.
     """
+    policies = jax.checkpoint_policies
     if config.remat == "dots" and at == "layer":
-        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policy = policies.dots_with_no_batch_dims_saveable
+        return nn.remat(module, prevent_cse=prevent_cse, policy=policy)
+    if config.remat == "names" and at == "layer":
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=config.saved_names,
+            names_which_can_be_offloaded=config.offloaded_names,
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
         return nn.remat(module, prevent_cse=prevent_cse, policy=policy)
     if config.remat == at:
         return nn.remat(module, prevent_cse=prevent_cse)
@@ -132,8 +146,10 @@ class LoopedTransformer(nn.Module):
         *,
         loops: int | None = None,
         inference: Inference | None = None,
+        hidden: bool = False,
     ) -> Any:
-        """Returns float32 logits_BTV, or for inference (logits_BV of the last token, kept).
+        """Returns float32 logits_BTV, or for inference (logits_BV of the last token, kept), or
+        x_BTD, which models/loss.py takes to the vocabulary in parts.
 
         Args:
           tokens_BT: int32 token ids.
@@ -142,6 +158,7 @@ class LoopedTransformer(nn.Module):
           positions_BT: int32 position within the document. None: 0, 1, 2, …
           loops: overrides the loop count of looped segments (static).
           inference: see Inference.
+          hidden: return what the output projection would be applied to.
         """
         config = self.config
         if positions_BT is None:
@@ -157,6 +174,9 @@ class LoopedTransformer(nn.Module):
             name="embed",
         )
         x_BTD = embed(tokens_BT)
+        # Each device looks all rows of its group up in its part of the table, and only then do the
+        # rows go to their devices: asked to do both at once, XLA brings the whole table together.
+        x_BTD = nn.with_logical_constraint(x_BTD, ("embedded_batch", "length", "embed"))
         if config.positions == "learned":
             table_TD = self.param(
                 "position_embedding",
@@ -173,7 +193,12 @@ class LoopedTransformer(nn.Module):
         inputs = LayerInputs(rope_angles(config, positions_BT), segment_ids_BT)
         kept = []
         for index, segment in enumerate(config.plan.with_loops(loops).segments):
-            run = looped_segment(config, segment, f"segment_{index}", keep=inference is not None)
+            name = f"segment_{index}"
+            if config.gather == "segment" and inference is None and not self.is_initializing():
+                params = self.variables["params"][name]
+                x_BTD = gathered_once(config, segment, params, x_BTD, inputs)
+                continue
+            run = looped_segment(config, segment, name, keep=inference is not None)
             if inference is not None and inference.cache is not None:
                 own = inference.cache[index]
                 inputs = inputs.replace(cache=own, seen_BS=inference.seen_BS)  # type: ignore[attr-defined]
@@ -181,6 +206,8 @@ class LoopedTransformer(nn.Module):
             kept.append(of_segment)
 
         x_BTD = norm(config, "final_norm")(x_BTD)
+        if hidden:
+            return x_BTD
         if inference is not None:
             x_BTD = jnp.take_along_axis(x_BTD, inference.last_B[:, None, None], axis=1)
         if config.tied_output:
@@ -201,24 +228,57 @@ class LoopedTransformer(nn.Module):
         return logits_BTV if inference is None else (logits_BTV[:, 0], tuple(kept))
 
 
-def batch_logits(
+def hidden_and_kernel(
     model: LoopedTransformer, params: Any, batch: Mapping[str, Array], loops: int | None = None
-) -> Array:
-    """logits_BTV of a batch of rows (data/rows.py)."""
-    logits_BTV: Any = model.apply(
+) -> tuple[Array, Array]:
+    """x_BTD of a batch of rows and the output projection, kernel_VD: what models/loss.py takes."""
+    x_BTD: Any = model.apply(
         {"params": params},
         batch["tokens"],
         batch["segment_ids"],
         batch["positions"],
         loops=loops,
+        hidden=True,
     )
-    return logits_BTV
+    if model.config.tied_output:
+        return x_BTD, params["embed"]["embedding"]
+    return x_BTD, params["output"]["kernel"].T
+
+
+def gathered_once(
+    config: ModelConfig, segment: Segment, params: Any, x_BTD: Array, inputs: LayerInputs
+) -> Array:
+    """A segment whose fsdp-sharded weights are brought together once, in the compute dtype, for all
+    of its loops, and whose gradients are summed over devices once, after all of them.
+
+    The price is a copy of the segment's weights on each device, and one of their gradients.
+    """
+    run = looped_segment(config, segment)
+    loops = jnp.arange(segment.loops)
+    axes = split_axes(BATCH_AXES)
+    if not axes:
+        return run.apply({"params": params}, x_BTD, loops, inputs)[0]
+    boxed = jax.eval_shape(run.init, jax.random.key(0), x_BTD, loops, inputs)
+    specs = jax.tree.map(
+        lambda names: spec_of(names, axes),
+        nn.get_partition_spec(boxed)["params"],
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+    )
+    rows = spec_of(("batch",), axes)
+
+    def on_device(params: Any, x_BTD: Array, inputs: LayerInputs) -> Array:
+        whole = jax.tree.map(lambda p, spec: gather(p.astype(config.dtype), spec), params, specs)
+        return run.apply({"params": whole}, x_BTD, loops, inputs)[0]
+
+    of_inputs = jax.tree.map(lambda _: rows, inputs)
+    return per_device(on_device, axes, (specs, rows, of_inputs), rows)(params, x_BTD, inputs)
 
 
 def looped_segment(
-    config: ModelConfig, segment: Segment, name: str, keep: bool = False
+    config: ModelConfig, segment: Segment, name: str | None = None, keep: bool = False
 ) -> nn.Module:
-    """k⊗L: `nn.scan` over loops; the same parameters are broadcast to every loop."""
+    """k⊗L: `nn.scan` over loops; the same parameters are broadcast to every loop. Without a name it
+    stands alone."""
     _, unroll = unrolled_scans(config, segment)
     body = functools.partial(
         nn.scan,
@@ -228,4 +288,6 @@ def looped_segment(
         length=segment.loops,
         unroll=segment.loops if unroll else 1,
     )(remat(config, LoopBody, "loop", prevent_cse=unroll))
+    if name is None:
+        return body(config, segment, keep, parent=None)
     return body(config, segment, keep, name=name)

@@ -1,36 +1,46 @@
 """The device mesh and the sharding of arrays by logical axis names.
 
 Mesh axes: `data` (replicas), `fsdp` (replicas that share parameters out between them),
-`tensor` (heads, MLP and vocabulary split), `sequence` (reserved). The rules table in
-config.mesh.rules maps logical names to mesh axes.
+`tensor` (heads, MLP and vocabulary split), `sequence` (rows split along their length). The rules
+table in config.mesh.rules maps logical names to mesh axes.
 """
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from looped_jax.config import UserError
+from looped_jax.config import UserError, nearest
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 # Axes whose devices hold different rows of the batch.
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
-    """The mesh of config.mesh over all devices (or the first so many of them).
+def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of config.mesh over these devices, by default all there are (or the first so many).
 
-    UserError if the mesh needs more devices than there are, or config.train.batch_size (or one
-    of its grad_accumulation parts) does not divide over the batch axes.
+    Several TPU slices, between which the network is slow, share out the `data` axis. UserError if
+    the mesh needs more devices than there are, a rule names an axis that is not there, or
+    config.train.batch_size (or one of its grad_accumulation parts) does not divide over the batch
+    axes.
     """
     sizes = {axis: int(config.mesh[axis]) for axis in AXES}
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else list(devices)
+    for name, where in config.mesh.rules:
+        for axis in where if isinstance(where, tuple) else (where,):
+            if axis is not None and axis not in AXES:
+                raise UserError(
+                    f"config.mesh.rules: {name!r} goes to {axis!r}, which is not one of "
+                    f"{', '.join(AXES)}{nearest(str(axis), AXES)}"
+                )
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
@@ -59,12 +69,27 @@ def make_mesh(config: ConfigDict) -> Mesh:
             f"config.eval.batch_size={config.eval.batch_size} does not divide over "
             f"data x fsdp = {shards}"
         )
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        AXES,
-        axis_types=(AxisType.Auto,) * len(AXES),
-        devices=devices[:count],
+    devices, types = devices[:count], (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        layout = mesh_utils.create_device_mesh(
+            tuple(sizes.values()), devices, allow_split_physical_axes=True
+        )
+        return Mesh(layout, AXES, axis_types=types)
+    if sizes["data"] % slices:
+        raise UserError(
+            f"config.mesh {_show(sizes)}: {slices} slices do not divide data={sizes['data']}; "
+            "set config.mesh.data to a multiple of the slices (-1: what remains)"
+        )
+    within = {**sizes, "data": sizes["data"] // slices}
+    between = {**dict.fromkeys(AXES, 1), "data": slices}
+    layout = mesh_utils.create_hybrid_device_mesh(
+        tuple(within.values()),
+        tuple(between.values()),
+        devices,
+        allow_split_physical_axes=True,
     )
+    return Mesh(layout, AXES, axis_types=types)
 
 
 @contextlib.contextmanager
@@ -79,13 +104,37 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def put_batch(rows: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch as arrays of the whole batch, sharded."""
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a batch that this process's devices hold, in order: int [rows].
+
+    Processes whose devices differ only in `tensor` or `sequence` hold the same rows.
+    """
+    parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    starts = {part[0].indices(batch_size) for part in parts if part is not None}
+    return np.unique(np.concatenate([np.arange(*start) for start in starts]))
+
+
+def put_batch(
+    rows: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int | None = None
+) -> dict[str, jax.Array]:
+    """This process's rows of a batch (local_rows) as arrays of the whole batch, sharded.
+
+    batch_size: rows of the whole batch; None where this process has them all.
+    """
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in rows.items()
-    }
+    size = len(next(iter(rows.values()))) if batch_size is None else batch_size
+    mine = local_rows(mesh, size)
+
+    def put(array: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            start, stop, _ = index[0].indices(size)
+            here = np.searchsorted(mine, start)
+            return array[here : here + stop - start]
+
+        return jax.make_array_from_callback((size, *array.shape[1:]), sharding, part)
+
+    return {name: put(array) for name, array in rows.items()}
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

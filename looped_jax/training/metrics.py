@@ -21,16 +21,20 @@ class MetricsWriter:
     """Appends to the metrics of a workdir.
 
     A resumed run repeats the steps after its checkpoint, so what was written about them by the
-    run that died is removed first: afterwards the file is as if nothing had happened.
+    run that died is removed first: afterwards the file is as if nothing had happened. Of several
+    processes one writes; the others only remember what has been evaluated.
     """
 
-    def __init__(self, workdir: epath.Path, resumed_step: int):
+    def __init__(self, workdir: epath.Path, resumed_step: int, writes: bool = True):
+        self._writes = writes
         self._path = workdir / "metrics.jsonl"
         self._evaluated: set[int] = set()
         kept = [line for line in read_metrics(workdir) if line["step"] <= resumed_step]
         for line in kept:
             if any(name.startswith("eval/") for name in line):
                 self._evaluated.add(int(line["step"]))
+        if not writes:
+            return
         whole = "".join(json.dumps(line) + "\n" for line in kept)
         try:
             write_whole(self._path, whole)
@@ -47,6 +51,8 @@ class MetricsWriter:
         """Writes named scalars of one step."""
         if any(name.startswith("eval/") for name in scalars):
             self._evaluated.add(step)
+        if not self._writes:
+            return
         try:
             self._file.write(json.dumps({"step": step, **scalars}) + "\n")
             self._file.flush()
@@ -57,10 +63,12 @@ class MetricsWriter:
 
     def sync(self) -> None:
         """Puts on disk what was written: before the checkpoint that makes it final."""
-        os.fsync(self._file.fileno())
-        self._events.flush()
+        if self._writes:
+            os.fsync(self._file.fileno())
+            self._events.flush()
 
     def close(self) -> None:
         """Ends both files."""
-        self._file.close()
-        self._events.close()
+        if self._writes:
+            self._file.close()
+            self._events.close()

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from looped_jax.models.transformer import LoopedTransformer, batch_logits
+from looped_jax.models.loss import loss_sums
+from looped_jax.models.transformer import LoopedTransformer, hidden_and_kernel
 from looped_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -22,14 +23,9 @@ def loss_sum(
     model: LoopedTransformer, params: Any, batch: Batch, z_loss: float
 ) -> tuple[jax.Array, jax.Array]:
     """Sum over weighted tokens of (cross-entropy + z_loss * log(Z)^2), and of cross-entropy."""
-    logits_BTV = batch_logits(model, params, batch)
+    x_BTD, kernel_VD = hidden_and_kernel(model, params, batch)
     weights_BT = batch["loss_weights"]
-    xent_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["targets"])
-    xent = jnp.sum(xent_BT * weights_BT)
-    if not z_loss:
-        return xent, xent
-    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    return xent + z_loss * jnp.sum(weights_BT * log_z_BT**2), xent
+    return loss_sums(model.config, x_BTD, kernel_VD, batch["targets"], weights_BT, z_loss)
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:

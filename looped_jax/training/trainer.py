@@ -10,11 +10,12 @@ import dataclasses
 import math
 import signal
 import sys
-import time
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from etils import epath
 from jax.sharding import Mesh
@@ -32,7 +33,7 @@ from looped_jax.data.pipeline import (
     run_vocabulary,
     train_batches,
 )
-from looped_jax.data.rows import Rows
+from looped_jax.data.rows import TRAIN_KEYS, Rows
 from looped_jax.data.tasks.downstream import TASKS, expand
 from looped_jax.evaluation.downstream import Asked, Settings, ask, run_task, scalars
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
@@ -40,12 +41,15 @@ from looped_jax.inference.generator import Generator
 from looped_jax.models.flops import train_flops
 from looped_jax.models.layers import ModelConfig
 from looped_jax.models.transformer import LoopedTransformer
-from looped_jax.parallel.mesh import make_mesh, mesh_context, put_batch
+from looped_jax.parallel import distributed
+from looped_jax.parallel.mesh import batch_sharding, local_rows, make_mesh, mesh_context, put_batch
 from looped_jax.parallel.peak_flops import peak_flops
 from looped_jax.training.checkpoint import Checkpointer, restore
 from looped_jax.training.metrics import MetricsWriter
 from looped_jax.training.optimizer import make_optimizer
+from looped_jax.training.profile import ProfileOnSignal
 from looped_jax.training.state import StateLayout, TrainState, init_state, state_layout
+from looped_jax.training.stopwatch import Stopwatch
 from looped_jax.training.train_step import make_train_step
 
 
@@ -66,15 +70,29 @@ class Job:
         return self.config.mesh.rules
 
 
-def prepare(config: ConfigDict, *, needs_data: bool = True) -> Job:
-    """Builds all that a run needs; UserError for whatever cannot work."""
+def prepare(
+    config: ConfigDict, *, needs_data: bool = True, devices: Sequence[Any] | None = None
+) -> Job:
+    """Builds all that a run needs, on these devices (default: those there are); UserError for
+    whatever cannot work."""
     if needs_data:
         check_data(config)
     spec = data_spec(config)
-    model = LoopedTransformer(
-        ModelConfig.from_config(config.model, vocab_size=spec.vocab_size, max_length=spec.length)
+    mesh = make_mesh(config, devices)
+    length_shards = mesh.shape["sequence"]
+    if spec.length % length_shards:
+        raise UserError(
+            f"config.mesh.sequence={length_shards} does not divide rows of {spec.length} tokens "
+            "(config.data.length)"
+        )
+    model_config = ModelConfig.from_config(
+        config.model,
+        vocab_size=spec.vocab_size,
+        max_length=spec.length,
+        platform=mesh.devices.flat[0].platform,
+        length_shards=length_shards,
     )
-    mesh = make_mesh(config)
+    model = LoopedTransformer(model_config)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     layout = state_layout(model, optimizer, mesh, config.mesh.rules)
     asked = _downstream_tasks(config, spec.length) if needs_data else ()
@@ -85,13 +103,45 @@ def _downstream_tasks(config: ConfigDict, max_length: int) -> tuple[Asked, ...]:
     if config.data.task != "text":
         return ()
     names = expand(tuple(name for name in config.eval.tasks if name != "text"))
+    if names and distributed.several():
+        raise UserError(
+            f"config.eval.tasks: {names[0]} is not evaluated by several processes; evaluate the "
+            "checkpoints afterwards, python -m looped_jax.evaluate"
+        )
     settings = Settings.from_config(config, config.eval.examples)
     vocabulary = run_vocabulary(config)
     return tuple(ask(TASKS[name], settings, vocabulary, max_length) for name in names)
 
 
+def jitted_train_step(job: Job) -> Any:
+    """The compiled-to-be function (state, batch) -> (next state, scalars); takes over the state."""
+    train = job.config.train
+    return jax.jit(
+        make_train_step(job.model, job.optimizer, train.z_loss, train.grad_accumulation),
+        donate_argnums=0,
+        out_shardings=(job.layout.shardings, None),
+    )
+
+
+def abstract_batch(job: Job) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of a training batch."""
+    shape = (job.config.train.batch_size, job.model.config.max_length)
+    return {
+        key: jax.ShapeDtypeStruct(
+            shape,
+            np.float32 if key == "loss_weights" else np.int32,
+            sharding=batch_sharding(job.mesh),
+        )
+        for key in TRAIN_KEYS
+    }
+
+
 def claim_workdir(config: ConfigDict, workdir: epath.Path) -> None:
     """Writes config.json; UserError if the workdir belongs to another config or to another use."""
+    distributed.first_does(lambda: _claim(config, workdir))
+
+
+def _claim(config: ConfigDict, workdir: epath.Path) -> None:
     path = workdir / "config.json"
     if path.exists():
         try:
@@ -105,12 +155,11 @@ def claim_workdir(config: ConfigDict, workdir: epath.Path) -> None:
             )
     elif workdir.exists() and not (workdir.is_dir() and _unclaimed(workdir)):
         raise UserError(f"workdir {workdir} exists and is not a run; choose another --workdir")
-    if jax.process_index() == 0:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_whole(path, config_lib.to_json(config))
-        except OSError as error:
-            raise UserError(f"cannot write in workdir {workdir}: {error.strerror}") from error
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_whole(path, config_lib.to_json(config))
+    except OSError as error:
+        raise UserError(f"cannot write in workdir {workdir}: {error.strerror}") from error
 
 
 def _unclaimed(workdir: epath.Path) -> bool:
@@ -118,8 +167,8 @@ def _unclaimed(workdir: epath.Path) -> bool:
     return all(path.name == "config.json.tmp" for path in workdir.iterdir())
 
 
-def held_out_sets(config: ConfigDict, split: str = "validation") -> list[HeldOut]:
-    """The evaluations of a config."""
+def held_out_sets(config: ConfigDict, mesh: Mesh, split: str = "validation") -> list[HeldOut]:
+    """The evaluations of a config, this process's rows of them."""
     batch_size = config.eval.batch_size or config.train.batch_size
     return [
         HeldOut.from_source(
@@ -127,8 +176,7 @@ def held_out_sets(config: ConfigDict, split: str = "validation") -> list[HeldOut
             make_source(config, split, name),
             config.eval.examples,
             batch_size,
-            jax.process_index(),
-            jax.process_count(),
+            local_rows(mesh, batch_size),
         )
         for name in (config.eval.tasks or (config.data.task,))
         if config.data.task != "text" or name == "text"
@@ -136,17 +184,30 @@ def held_out_sets(config: ConfigDict, split: str = "validation") -> list[HeldOut
 
 
 class StopSignal:
-    """Remembers a SIGTERM, so that the step under way can be finished and saved."""
+    """Remembers a SIGTERM, so that the step under way can be finished and saved.
+
+    Several processes must stop at the same step: there JAX receives the signal, and they agree.
+    """
 
     def __init__(self) -> None:
         self.received = False
-        self._previous = signal.signal(signal.SIGTERM, self._handle)
+        self._several = distributed.several()
+        self._previous: Any = None
+        if not self._several:
+            self._previous = signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, _: int, __: FrameType | None) -> None:
         self.received = True
 
+    def at(self, step: int) -> bool:
+        """Whether to stop before this step; to be asked at every step."""
+        if self._several and not self.received:
+            self.received = distributed.stop_at(step)
+        return self.received
+
     def restore_handler(self) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        if not self._several:
+            signal.signal(signal.SIGTERM, self._previous)
 
 
 def train(job: Job, workdir: epath.Path) -> None:
@@ -169,24 +230,22 @@ class _Run:
         self.job, self.config, self.workdir = job, job.config, workdir
         self.checkpointer, self.stop = checkpointer, stop
         source = make_source(self.config, "train")
-        self.batches = train_batches(source, self.config, jax.process_index(), jax.process_count())
+        self.batch_size = self.config.train.batch_size
+        self.batches = train_batches(source, self.config, local_rows(job.mesh, self.batch_size))
         self.epochs = announce_epochs(source, self.config)
         self.state = self._first_state()
         self.step = int(self.state.step)
-        self.held_out = held_out_sets(self.config)
-        self.metrics = MetricsWriter(workdir, self.step)
+        self.held_out = held_out_sets(self.config, job.mesh)
+        self.metrics = MetricsWriter(workdir, self.step, writes=distributed.is_first())
         self.evaluate = Evaluator(job.model, job.mesh, job.rules)
         self.generator: Generator | None = None
-        train = self.config.train
-        self.train_step = jax.jit(
-            make_train_step(job.model, job.optimizer, train.z_loss, train.grad_accumulation),
-            donate_argnums=0,
-            out_shardings=(job.layout.shardings, None),
-        )
-        spec = data_spec(self.config)
-        self.tokens = train.batch_size * spec.length
-        self.flops = train_flops(job.model.config, train.batch_size, spec.length)
-        self.peak = peak_flops(job.mesh.devices.flat[0]) * job.mesh.size
+        self.train_step = jitted_train_step(job)
+        length = job.model.config.max_length
+        flops = train_flops(job.model.config, self.batch_size, length)
+        device = job.mesh.local_devices[0]
+        peak = peak_flops(device) * job.mesh.size
+        self.watch = Stopwatch(self.batch_size * length, flops, peak, device)
+        self.profile = ProfileOnSignal(workdir)
 
     def _first_state(self) -> TrainState:
         latest = self.checkpointer.latest()
@@ -199,7 +258,7 @@ class _Run:
         return init_state(job.model, job.optimizer, self.config.seed, job.layout)
 
     def go(self) -> None:
-        if self.epochs and jax.process_index() == 0:
+        if self.epochs and distributed.is_first():
             print(self.epochs, file=sys.stderr)
         interactive = sys.stderr.isatty()
         bar = tqdm(
@@ -209,24 +268,24 @@ class _Run:
             unit="step",
             mininterval=0.5 if interactive else 15.0,
             dynamic_ncols=interactive,
-            disable=jax.process_index() != 0,
+            disable=not distributed.is_first(),
         )
         try:
             with bar, mesh_context(self.job.mesh, self.job.rules):
                 self._evaluate_if_due()  # If the run was stopped just before.
                 self._loop(bar)
         finally:
+            self.profile.close()
             self.metrics.close()
 
     def _loop(self, bar: tqdm) -> None:
-        every = self.config.train.log_every
-        # Where the clock of perf/* started: (step, time). Compiling is left out of it.
-        clock: tuple[int, float] | None = None
+        first = self.step + 1
         before: dict[str, jax.Array] | None = None
         while self.step < self.config.train.steps:
-            if self.stop.received:
+            if self.stop.at(self.step):
                 self._leave()
-            batch = put_batch(self._next_rows(), self.job.mesh)
+            self.profile.before(self.step)
+            batch = put_batch(self._next_rows(), self.job.mesh, self.batch_size)
             self.state, scalars = self.train_step(self.state, batch)
             # Looked at one step late, so that the device always has the next step at hand.
             if before is not None:
@@ -234,15 +293,14 @@ class _Run:
             before = scalars
             self.step += 1
             bar.update()
-            if clock is None:
+            if self.step == first:  # It was compiled.
                 jax.block_until_ready(scalars)
-                clock = (self.step, time.perf_counter())
-            if self.step % every == 0 or self.step == self.config.train.steps:
+                self.watch.restart(self.step)
+            if self.step % self.config.train.log_every == 0 or self.step == self.config.train.steps:
                 self._check_finite(self.step, scalars)
-                self._log(scalars, clock, bar)
-                clock = (self.step, time.perf_counter())
+                self._log(scalars, bar)
             if self._evaluate_if_due() | self._save_if_due(scalars):
-                clock = (self.step, time.perf_counter())
+                self.watch.restart(self.step)
         self.checkpointer.wait()
 
     def _next_rows(self) -> Rows:
@@ -255,14 +313,11 @@ class _Run:
                 "same command goes on when the data is there again"
             ) from error
 
-    def _log(self, scalars: dict[str, jax.Array], clock: tuple[int, float], bar: tqdm) -> None:
+    def _log(self, scalars: dict[str, jax.Array], bar: tqdm) -> None:
         line = {f"train/{name}": float(value) for name, value in scalars.items()}
+        line |= self.watch.report()
         shown = {"loss": f"{line['train/loss']:.4f}"}
-        since_step, since = clock
-        if self.step > since_step:
-            steps_per_second = (self.step - since_step) / (time.perf_counter() - since)
-            line["perf/tokens_per_second"] = steps_per_second * self.tokens
-            line["perf/mfu"] = steps_per_second * self.flops / self.peak
+        if "perf/tokens_per_second" in line:
             shown["tokens/s"] = f"{line['perf/tokens_per_second']:,.0f}"
         self._write(line)
         bar.set_postfix(shown, refresh=False)
@@ -339,7 +394,7 @@ class _Run:
                     f"{self.checkpointer.describe_latest()}. To go on: another --workdir with a "
                     f"lower --config.optimizer.learning_rate or --config.optimizer.clip_norm{how}"
                 )
+        self.watch.ended(step)
 
     def _write(self, line: dict[str, float]) -> None:
-        if jax.process_index() == 0:
-            self.metrics.write(self.step, line)
+        self.metrics.write(self.step, line)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from helpers import small_config
+from helpers import share, small_config
 
 from looped_jax.config import ConfigDict, UserError
 from looped_jax.data import pipeline
@@ -9,8 +9,8 @@ from looped_jax.data.text import TextRows, pack_in_memory
 from looped_jax.data.vocabulary import Bytes
 
 
-def first_batches(config: ConfigDict, count: int, **process: int) -> list:
-    batches = pipeline.train_batches(pipeline.make_source(config, "train"), config, **process)
+def first_batches(config: ConfigDict, count: int, local: np.ndarray | None = None) -> list:
+    batches = pipeline.train_batches(pipeline.make_source(config, "train"), config, local)
     return [next(batches) for _ in range(count)]
 
 
@@ -48,7 +48,7 @@ def test_an_iterator_goes_on_exactly_from_its_saved_state() -> None:
 def test_processes_share_the_batch_of_one() -> None:
     config = small_config()
     whole = first_batches(config, 2)
-    parts = [first_batches(config, 2, process=i, processes=4) for i in range(4)]
+    parts = [first_batches(config, 2, share(i, 4, config.train.batch_size)) for i in range(4)]
     for step in range(2):
         joined = {key: np.concatenate([p[step][key] for p in parts]) for key in whole[step]}
         assert_same(joined, whole[step])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from etils import epath
-from helpers import small_config, write_language_model, write_pile
+from helpers import share, small_config, write_language_model, write_pile
 
 from looped_jax.config import UserError
 from looped_jax.data import pipeline, preparation
@@ -39,8 +39,8 @@ def prepared(pile: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pa
     return output
 
 
-def batches(config: Any, steps: list[int], **process: int) -> list[dict]:
-    iterator = pipeline.train_batches(pipeline.make_source(config, "train"), config, **process)
+def batches(config: Any, steps: list[int], local: Any = None) -> list[dict]:
+    iterator = pipeline.train_batches(pipeline.make_source(config, "train"), config, local)
     every = [next(iterator) for _ in range(max(steps) + 1)]
     return [every[step] for step in steps]
 
@@ -59,9 +59,9 @@ def test_batches_are_the_same_for_any_number_of_hosts_and_threads(
 ) -> None:
     steps = [0, 1, 100]  # 100 is in the fourth epoch.
     whole = batches(config(prepared), steps)
+    own = config(prepared, data__read_threads=threads)
     parts = [
-        batches(config(prepared, data__read_threads=threads), steps, process=i, processes=processes)
-        for i in range(processes)
+        batches(own, steps, share(i, processes, own.train.batch_size)) for i in range(processes)
     ]
     joined = [
         {key: np.concatenate([part[step][key] for part in parts]) for key in whole[step]}
@@ -84,7 +84,7 @@ def test_a_host_reads_only_its_part(prepared: pathlib.Path) -> None:
             return source.records.__getitems__(indices)
 
     recording = dataclasses.replace(source, records=Recording())
-    iterator = pipeline.train_batches(recording, own, process=1, processes=4)
+    iterator = pipeline.train_batches(recording, own, share(1, 4, own.train.batch_size))
     for _ in range(3):
         next(iterator)
     assert len(asked) % 2 == 0 and len(set(asked)) == len(asked)
@@ -109,7 +109,8 @@ def test_every_epoch_sees_each_row_once_in_another_order(prepared: pathlib.Path)
 def test_a_position_saved_by_two_hosts_is_taken_up_by_one(prepared: pathlib.Path) -> None:
     own = config(prepared)
     source = text_rows(own, "train")
-    two = [pipeline.train_batches(source, own, process=i, processes=2) for i in range(2)]
+    halves = [share(i, 2, own.train.batch_size) for i in range(2)]
+    two = [pipeline.train_batches(source, own, half) for half in halves]
     for _ in range(5):
         for iterator in two:
             next(iterator)

@@ -26,16 +26,17 @@ jax.distributed.initialize(address, num_processes=2, process_id=int(process))
 from jax.experimental import multihost_utils
 from looped_jax import config as config_lib
 from looped_jax.data import pipeline
-from looped_jax.parallel.mesh import make_mesh, put_batch
+from looped_jax.parallel.mesh import local_rows, make_mesh, put_batch
 
 config = config_lib.from_json(open(config_file).read())
 mesh = make_mesh(config)
+size = config.train.batch_size
 batches = pipeline.train_batches(
-    pipeline.make_source(config, "train"), config, jax.process_index(), jax.process_count()
+    pipeline.make_source(config, "train"), config, local_rows(mesh, size)
 )
 gathered = {}
 for step in range(101):
-    batch = put_batch(next(batches), mesh)
+    batch = put_batch(next(batches), mesh, size)
     if step in (0, 1, 100):
         for key, array in batch.items():
             whole = multihost_utils.process_allgather(array, tiled=True)

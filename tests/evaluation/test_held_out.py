@@ -4,7 +4,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import init, small_config, small_model
+from helpers import batch_logits, init, share, small_config, small_model
 
 from looped_jax.data.documents import Document
 from looped_jax.data.pipeline import make_source
@@ -12,7 +12,7 @@ from looped_jax.data.rows import answer_rows
 from looped_jax.data.text import pack_in_memory
 from looped_jax.data.vocabulary import Bytes
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
-from looped_jax.models.transformer import LoopedTransformer, batch_logits
+from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel.mesh import make_mesh
 
 
@@ -59,7 +59,7 @@ def test_exact_match_is_that_of_greedy_generation(setup: tuple) -> None:
     right = [greedy(model, params, [1, *inputs[i]], 3) == answers[i].tolist() for i in range(10)]
     assert 5 <= sum(right) < 10
     source = FixedRows(answer_rows(inputs, answers, 12))
-    held_out = HeldOut.from_source("task", source, 10, 4, 0, 1)
+    held_out = HeldOut.from_source("task", source, 10, 4)
     metrics = Evaluator(model, mesh, config.mesh.rules)(params, held_out)
     assert metrics["eval/task/accuracy"] == pytest.approx(sum(right) / 10)
 
@@ -69,7 +69,7 @@ def test_text_metrics_are_those_of_their_definitions(setup: tuple) -> None:
     texts = {"en": "The quick brown fox.", "de": "Ja, öfter."}
     documents = (Document(text, component) for component, text in texts.items())
     source = pack_in_memory(documents, Bytes(), length=12)
-    held_out = HeldOut.from_source("text", source, 100, 4, 0, 1)
+    held_out = HeldOut.from_source("text", source, 100, 4)
     metrics = Evaluator(model, mesh, config.mesh.rules)(params, held_out)
     rows = source.rows(np.arange(source.num_rows))
     logits = np.asarray(batch_logits(model, params, rows), np.float64)
@@ -95,8 +95,8 @@ def test_text_metrics_are_those_of_their_definitions(setup: tuple) -> None:
 
 def test_batches_are_shared_between_processes(setup: tuple) -> None:
     source = make_source(setup[0], "validation")
-    whole = HeldOut.from_source("x", source, 10, 4, 0, 1)
-    parts = [HeldOut.from_source("x", source, 10, 4, i, 2) for i in range(2)]
+    whole = HeldOut.from_source("x", source, 10, 4)
+    parts = [HeldOut.from_source("x", source, 10, 4, share(i, 2, 4)) for i in range(2)]
     for i, batch in enumerate(whole.batches):
         joined = np.concatenate([part.batches[i]["tokens"] for part in parts])
         np.testing.assert_array_equal(batch["tokens"], joined)

@@ -19,7 +19,7 @@ def test_attention_in_blocks_equals_the_librarys(length: int, groups: int) -> No
         return jnp.sum(jnp.sin(causal_attention(q, k, v, segments)))
 
     def librarys(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        mask = causal_mask(length, segments)
+        mask = causal_mask(length, length, segments)
         return jnp.sum(jnp.sin(jax.nn.dot_product_attention(q, k, v, mask=mask)))
 
     for a, b in zip(
@@ -29,6 +29,6 @@ def test_attention_in_blocks_equals_the_librarys(length: int, groups: int) -> No
 
 
 def test_the_mask_is_the_past_of_the_same_segment() -> None:
-    mask = causal_mask(4, jnp.array([[1, 1, 2, 2]]))[0, 0]
+    mask = causal_mask(4, 4, jnp.array([[1, 1, 2, 2]]))[0, 0]
     expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
     np.testing.assert_array_equal(mask, np.array(expected, bool))

@@ -5,10 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import init, random_rows, small_model
+from helpers import batch_logits, init, random_rows, small_model
 
 from looped_jax.models.layers import Layer, LayerInputs, norm, rope_angles
-from looped_jax.models.transformer import batch_logits
 
 ROWS = random_rows(rows=3)
 

@@ -18,10 +18,18 @@ MESHES = {
     "8 data": dict(mesh__data=8),
     "8 fsdp": dict(mesh__data=1, mesh__fsdp=8),
     "2 data, 2 fsdp, 2 tensor": dict(mesh__data=2, mesh__fsdp=2, mesh__tensor=2),
+    "2 fsdp, 2 tensor, 2 sequence": dict(
+        mesh__data=1, mesh__fsdp=2, mesh__tensor=2, mesh__sequence=2
+    ),
 }
+# With the weights of a segment gathered once for all its loops.
+for name in list(MESHES)[1:]:
+    MESHES[f"{name}, gathered"] = dict(MESHES[name], model__gather="segment")
 # Sums of float32 in another order; gradients here are of size 0.01 to 1.
 TOLERANCE = dict(rtol=2e-5, atol=2e-6)
-WIDTHS = dict(model__vocab_size=16, train__batch_size=16, optimizer__name="adafactor")
+WIDTHS = dict(
+    data__length=8, model__vocab_size=16, train__batch_size=16, optimizer__name="adafactor"
+)
 
 
 def one_step(**mesh: int) -> tuple[Any, Any, Any]:
@@ -73,6 +81,7 @@ def test_parameters_and_their_moments_are_spread_over_fsdp_and_tensor() -> None:
         (dict(train__batch_size=12), "do not divide over data x fsdp = 8"),
         (dict(train__grad_accumulation=4), "gives 4 rows"),
         (dict(eval__batch_size=12), "config.eval.batch_size=12 does not divide"),
+        (dict(mesh__rules=(("batch", ("data", "fdsp")),)), "'fdsp', .* did you mean 'fsdp'"),
     ],
 )
 def test_a_mesh_that_cannot_be_says_why(overrides: dict[str, int], message: str) -> None:

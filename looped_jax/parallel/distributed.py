@@ -1,0 +1,86 @@
+"""Several processes as one run: joining them, and what one of them does for all.
+
+The same command is started on every host. The environment says who is who:
+  a coordinator   JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES, JAX_PROCESS_ID
+  Slurm           SLURM_NTASKS > 1 (srun starts one process per task)
+  TPU VMs         found by JAX through the machine's metadata, also across slices
+Without any of these there is one process.
+"""
+
+import importlib.util
+import os
+import pathlib
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+from jax.experimental import multihost_utils
+
+from looped_jax.config import UserError
+
+T = TypeVar("T")
+
+# When a process has not been heard of for so long, JAX ends the others and says that it is gone.
+HEARTBEAT_SECONDS = 30
+_COORDINATOR = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def join() -> None:
+    """Joins the processes of this run, if there are several; to be called before anything else
+    uses JAX. UserError if the environment says half of what is needed or nobody answers."""
+    given = {name: os.environ[name] for name in _COORDINATOR if os.environ.get(name)}
+    arguments: dict[str, object] = {}
+    if given:
+        if missing := [name for name in _COORDINATOR if name not in given]:
+            raise UserError(f"{', '.join(given)} set, but not {', '.join(missing)}")
+        address, *numbers = (given[name] for name in _COORDINATOR)
+        if not all(number.isdigit() for number in numbers):
+            raise UserError(f"{' and '.join(_COORDINATOR[1:])} must be numbers, not {numbers}")
+        processes, process = map(int, numbers)
+        if not 0 <= process < processes:
+            raise UserError(f"JAX_PROCESS_ID={process} is not in 0 … {processes - 1}")
+        arguments = dict(coordinator_address=address, num_processes=processes, process_id=process)
+    elif int(os.environ.get("SLURM_NTASKS") or 1) <= 1 and not _on_tpu():
+        return
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **arguments)  # type: ignore[arg-type]
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the processes of this run did not find each other ({reason})") from error
+
+
+def _on_tpu() -> bool:
+    devices = (*pathlib.Path("/dev").glob("accel*"), *pathlib.Path("/dev/vfio").glob("[0-9]*"))
+    return bool(devices) and importlib.util.find_spec("libtpu") is not None
+
+
+def several() -> bool:
+    """Whether this process is one of several. Does not start JAX's backend."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def is_first() -> bool:
+    """Whether this process prints and writes."""
+    return not several() or jax.process_index() == 0
+
+
+def first_does(action: Callable[[], T]) -> None:
+    """Runs ``action`` in the first process while the others wait; if it raises UserError there,
+    they raise one too."""
+    if not several():
+        action()
+        return
+    failed: UserError | None = None
+    if is_first():
+        try:
+            action()
+        except UserError as error:
+            failed = error
+    if multihost_utils.broadcast_one_to_all(jax.numpy.asarray(failed is not None)):
+        raise failed or UserError("the first process could not go on, see there")
+
+
+def stop_at(step: int) -> bool:
+    """Whether all processes stop at this step because one of them was told to (SIGTERM, or a TPU's
+    maintenance notice): they agree on a step. To be asked at every step by each of several."""
+    return bool(multihost_utils.reached_preemption_sync_point(step))

@@ -1,0 +1,57 @@
+"""How fast a run is: what becomes `perf/…` in its metrics."""
+
+import statistics
+import time
+
+import jax
+
+
+class Stopwatch:
+    """Times steps from the end of one to the end of the next.
+
+    What is not a step (compiling, evaluating, saving) is left out of their times, and lowers
+    goodput.
+    """
+
+    def __init__(self, tokens: int, flops: int, peak_flops: float, device: jax.Device):
+        """``tokens`` and model ``flops`` of a step, on all devices, of which ``device`` is one."""
+        self._tokens, self._flops, self._peak, self._device = tokens, flops, peak_flops, device
+        self._begin = time.perf_counter()
+        self._since: float | None = None  # When the last step ended, or the watch was restarted.
+        self._step = 0
+        self._seconds: list[float] = []  # Of the steps since the last report.
+        self._in_steps = 0.0
+
+    def restart(self, step: int) -> None:
+        """Steps up to ``step`` have ended, and something else has been done since."""
+        self._since, self._step = time.perf_counter(), step
+
+    def ended(self, step: int) -> None:
+        """``step`` has just ended; told again of the same one, nothing happens."""
+        if self._since is None or step <= self._step:
+            return
+        now = time.perf_counter()
+        self._seconds += [(now - self._since) / (step - self._step)] * (step - self._step)
+        self._in_steps += now - self._since
+        self._since, self._step = now, step
+
+    def report(self) -> dict[str, float]:
+        """Scalars about the steps since the last report; goodput is of the whole process.
+
+        perf/tokens_per_second, perf/step_seconds_p50 and _p95, perf/mfu (model FLOPs over peak),
+        perf/goodput (share of the time since the start that was spent in steps) and, where the
+        device tells, perf/device_memory_gb (its highest use so far).
+        """
+        scalars: dict[str, float] = {}
+        if self._seconds:
+            per_second = len(self._seconds) / sum(self._seconds)
+            ordered = sorted(self._seconds)
+            scalars["perf/tokens_per_second"] = per_second * self._tokens
+            scalars["perf/mfu"] = per_second * self._flops / self._peak
+            scalars["perf/step_seconds_p50"] = statistics.median(ordered)
+            scalars["perf/step_seconds_p95"] = ordered[int(0.95 * (len(ordered) - 1) + 0.5)]
+            scalars["perf/goodput"] = self._in_steps / (time.perf_counter() - self._begin)
+            self._seconds = []
+        if memory := (self._device.memory_stats() or {}).get("peak_bytes_in_use"):
+            scalars["perf/device_memory_gb"] = memory / 1e9
+        return scalars

@@ -1,0 +1,171 @@
+"""Real processes on this machine as one run: as one process, preempted, resumed, bereaved."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, VARIANTS
+
+LONG = ("--config.train.steps=100000", "--config.eval.every=100000", "--config.checkpoint.every=25")
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("experiment") / "several.py"
+    one_run = VARIANTS.split("    plans = ")[0] + "    return config\n"
+    path.write_text(one_run.replace("config.model.update(", 'config.model.update(plan="1x2", '))
+    return path
+
+
+def start(
+    experiment: pathlib.Path, workdir: pathlib.Path, processes: int, *arguments: str
+) -> list[subprocess.Popen[str]]:
+    """Four devices in all, shared out over so many processes."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = listener.getsockname()[1]
+    several = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(processes)}
+    command = [sys.executable, "-m", "looped_jax.main", f"--config={experiment}"]
+    return [
+        subprocess.Popen(
+            [*command, f"--workdir={workdir}", *arguments],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                **(several if processes > 1 else {}),
+                **({"JAX_PROCESS_ID": str(i)} if processes > 1 else {}),
+                "JAX_NUM_CPU_DEVICES": str(4 // processes),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    done = []
+    for process in processes:
+        out, err = process.communicate(timeout=300)
+        lines = [line for line in out.splitlines() if "[Gloo]" not in line and "peer" not in line]
+        done.append((process.returncode, "\n".join(lines), err))
+    return done
+
+
+def losses(workdir: pathlib.Path) -> dict[tuple[int, str], float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {
+        (line["step"], name): value
+        for line in lines
+        for name, value in line.items()
+        if name.endswith(("loss", "accuracy", "grad_norm"))
+    }
+
+
+def wait_for(workdir: pathlib.Path, step: int, processes: list[subprocess.Popen[str]]) -> None:
+    """Until a checkpoint of at least this step is there."""
+    for _ in range(3000):
+        folders = (workdir / "checkpoints").glob("*") if workdir.exists() else ()
+        if any(folder.name.isdigit() and int(folder.name) >= step for folder in folders):
+            return
+        assert all(process.poll() is None for process in processes), finish(processes)
+        time.sleep(0.1)
+    raise AssertionError("no checkpoint in time")
+
+
+@pytest.fixture(scope="module")
+def by_one(experiment: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    ((code, _, err),) = finish(start(experiment, workdir, 1))
+    assert code == 0, err
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("processes", "mesh"),
+    [(2, ()), (4, ()), (2, ("--config.mesh.data=1", "--config.mesh.tensor=4"))],
+    ids=["2", "4", "2 that hold the same rows"],
+)
+def test_several_processes_train_as_one(
+    by_one: Any, experiment: Any, tmp_path: pathlib.Path, processes: int, mesh: tuple[str, ...]
+) -> None:
+    workdir = tmp_path / "run"
+    done = finish(start(experiment, workdir, processes, *mesh))
+    assert [code for code, _, _ in done] == [0] * processes, done
+    # Only the first one speaks.
+    assert [bool(out) for _, out, _ in done] == [True] + [False] * (processes - 1)
+    found, expected = losses(workdir), losses(by_one)
+    assert found.keys() == expected.keys() and len(found) > 10
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
+    assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+
+
+def test_a_signal_to_one_stops_all_at_one_step_and_another_number_goes_on(
+    experiment: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    processes = start(experiment, workdir, 2, *LONG)
+    wait_for(workdir, 25, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    done = finish(processes)
+    assert [code for code, _, _ in done] == [0, 0], done
+    assert "stopped by SIGTERM at step" in done[0][2]
+    step = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
+    assert f"at step {step}, saved" in done[0][2]
+
+    more = f"--config.train.steps={step + 5}"
+    refused = finish(start(experiment, workdir, 2, more))  # Another length is another run.
+    assert [code for code, _, _ in refused] == [2, 2]
+    assert refused[0][2].count("\n") == 1 and "another config" in refused[0][2]
+
+    alone = start(experiment, workdir, 1, *LONG)
+    wait_for(workdir, step + 25, alone)
+    alone[0].send_signal(signal.SIGTERM)
+    assert finish(alone)[0][0] == 0
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_ends_the_others_and_says_so(
+    experiment: pathlib.Path, tmp_path: pathlib.Path, lost: int
+) -> None:
+    workdir = tmp_path / "run"
+    processes = start(experiment, workdir, 2, *LONG)
+    wait_for(workdir, 25, processes)
+    processes[lost].kill()
+    killed = time.monotonic()
+    code, _, err = finish([processes[1 - lost]])[0]
+    assert time.monotonic() - killed < 60
+    assert code != 0
+    assert "another task died" in err
+    finish([processes[lost]])
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": "x:1"}, "JAX_NUM_PROCESSES, JAX_PROCESS_ID"),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "x:1",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": "2",
+            },
+            "JAX_PROCESS_ID=2 is not in 0",
+        ),
+    ],
+)
+def test_half_an_environment_is_refused(
+    fails_in_one_line: Any, experiment: pathlib.Path, environment: dict[str, str], message: str
+) -> None:
+    arguments = ("looped_jax.main", f"--config={experiment}")
+    line = fails_in_one_line(*arguments, env={**os.environ, **environment})
+    assert message in line

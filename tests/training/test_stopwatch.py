@@ -1,0 +1,40 @@
+import jax
+import pytest
+
+from looped_jax.training import stopwatch
+from looped_jax.training.stopwatch import Stopwatch
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, to be set."""
+    now = [0.0]
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_steps_are_timed_and_the_rest_lowers_goodput(clock: list[float]) -> None:
+    watch = Stopwatch(tokens=100, flops=50, peak_flops=500.0, device=jax.devices()[0])
+    clock[0] = 10.0  # Ten seconds to restore and compile.
+    watch.restart(1)
+    for step, seconds in ((2, 1.0), (3, 1.0), (4, 2.0)):
+        clock[0] += seconds
+        watch.ended(step)
+        watch.ended(step)
+    clock[0] += 6.0  # An evaluation.
+    watch.restart(4)
+    scalars = watch.report()
+    assert scalars["perf/tokens_per_second"] == pytest.approx(3 * 100 / 4)
+    assert scalars["perf/mfu"] == pytest.approx(3 * 50 / 4 / 500)
+    assert scalars["perf/step_seconds_p50"] == 1.0
+    assert scalars["perf/step_seconds_p95"] == 2.0
+    assert scalars["perf/goodput"] == pytest.approx(4 / 20)
+    assert "perf/tokens_per_second" not in watch.report()  # Nothing since.
+
+
+def test_steps_that_ended_unseen_share_their_time(clock: list[float]) -> None:
+    watch = Stopwatch(tokens=1, flops=1, peak_flops=1.0, device=jax.devices()[0])
+    watch.restart(0)
+    clock[0] = 6.0
+    watch.ended(3)
+    assert watch.report()["perf/step_seconds_p50"] == 2.0
