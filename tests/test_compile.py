@@ -62,6 +62,23 @@ def test_slices_are_joined_by_the_network_along_data(
     assert found["estimate"]["between_slices_seconds"] > 0
 
 
+def test_weights_gathered_once_and_activations_on_the_host_compile_too(
+    run_module: Any, experiment: pathlib.Path
+) -> None:
+    more = [
+        "--config.model.gather=segment",
+        "--config.model.remat=names",
+        "--config.model.saved_names=query",
+        "--config.model.offloaded_names=mlp_up",
+        "--config.mesh.data=1",
+        "--config.mesh.tensor=2",
+    ]
+    arguments = [f"--config={experiment}", "--topology=v5e:2x2", *SMALL, *more]
+    done = run_module("looped_jax.compile", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["gather"] == "segment"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

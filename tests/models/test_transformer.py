@@ -76,8 +76,8 @@ def test_loops_at_evaluation_equal_the_model_built_with_that_many() -> None:
 
 
 @functools.cache
-def value_and_grad(unroll: str, remat: str) -> Any:
-    model = small_model("2x2", unroll=unroll, remat=remat)
+def value_and_grad(unroll: str, remat: str, **fields: Any) -> Any:
+    model = small_model("2x2", unroll=unroll, remat=remat, **fields)
     params = init(small_model("2x2"))
     loss = lambda p: jnp.sum(jnp.sin(batch_logits(model, p, ROWS)))  # noqa: E731
     return jax.jit(jax.value_and_grad(loss))(params)
@@ -92,6 +92,35 @@ def test_unrolling_the_scans_changes_nothing(unroll: str) -> None:
 @pytest.mark.parametrize("unroll", ["none", "full"])
 def test_rematerialisation_changes_nothing(unroll: str, remat: str) -> None:
     assert_trees_close(value_and_grad(unroll, remat), value_and_grad("none", "none"), 1e-4)
+
+
+KEPT = {
+    "nothing": {},
+    "on the device": dict(saved_names=("query", "mlp_up")),
+    "on the host": dict(saved_names=("query",), offloaded_names=("mlp_up", "attended")),
+}
+
+
+@pytest.mark.parametrize("kept", KEPT)
+def test_keeping_named_activations_changes_nothing(kept: str) -> None:
+    found = value_and_grad("none", "names", **KEPT[kept])
+    assert_trees_close(found, value_and_grad("none", "none"), 1e-4)
+
+
+def test_what_is_named_is_kept_and_no_more() -> None:
+    def kept(**fields: Any) -> int:
+        """Bytes that the forward pass hands to the backward pass."""
+        model = small_model("2x3", unroll="none", **fields)
+        params = init(model)
+        _, pullback = jax.vjp(lambda p: batch_logits(model, p, ROWS), params)
+        return sum(x.nbytes for x in jax.tree.leaves(pullback) if hasattr(x, "nbytes"))
+
+    nothing = kept(remat="names")
+    assert nothing < kept(remat="none")
+    tokens = ROWS["tokens"].size
+    # 2 layers, 3 loops; a query has D = 16 floats, a hidden unit of the MLP F = 32.
+    assert kept(remat="names", saved_names=("query",)) - nothing == 6 * tokens * 16 * 4
+    assert kept(remat="names", saved_names=("mlp_up",)) - nothing == 6 * tokens * 32 * 4
 
 
 def test_a_token_does_not_see_later_ones() -> None:

@@ -17,7 +17,7 @@ from looped_jax.training.trainer import Job, prepare
 
 @pytest.fixture(scope="module")
 def job() -> Job:
-    return prepare(small_config(mesh__fsdp=2, mesh__data=1))
+    return prepare(small_config(mesh__fsdp=8, mesh__data=1))
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def test_state_and_data_position_come_back(workdir: epath.Path, job: Job) -> Non
     np.testing.assert_array_equal(next(batches)["tokens"], fifth["tokens"])
 
 
-@pytest.mark.parametrize("mesh", [dict(mesh__data=8), dict(mesh__fsdp=2, mesh__tensor=4)])
-def test_a_checkpoint_is_restored_onto_another_mesh(
+@pytest.mark.parametrize("mesh", [dict(mesh__data=8), dict(mesh__tensor=4), dict(mesh__fsdp=2)])
+def test_a_checkpoint_of_eight_devices_is_restored_onto_another_mesh(
     mesh: dict[str, Any], workdir: epath.Path, job: Job
 ) -> None:
     other = prepare(small_config(**{"mesh__data": 1, **mesh}))
