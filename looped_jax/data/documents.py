@@ -35,10 +35,14 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text and the component of the data set it belongs to (`pile_set_name`)."""
+    """A text and the component of the data set it belongs to (`pile_set_name`).
+
+    prompt: what stands before the text and is read but not trained on.
+    """
 
     text: str
     component: str
+    prompt: str = ""
 
 
 class Source(Protocol):
@@ -69,13 +73,17 @@ def parse(block: Block) -> Iterator[Document]:
             raise UserError(f"{where}: not JSON ({error.msg})") from error
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise UserError(f'{where}: no "text" field with a string')
+        prompt = record.get("prompt", "")
+        if not isinstance(prompt, str):
+            raise UserError(f'{where}: "prompt" is not a string')
         try:
-            record["text"].encode("utf-8")
+            (prompt + record["text"]).encode("utf-8")
         except UnicodeEncodeError as error:
             raise UserError(f"{where}: text holds a lone surrogate, so is not Unicode") from error
         meta = record.get("meta")
         component = meta.get("pile_set_name") if isinstance(meta, dict) else None
-        yield Document(record["text"], component if isinstance(component, str) else UNNAMED)
+        component = component if isinstance(component, str) else UNNAMED
+        yield Document(record["text"], component, prompt)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from etils import epath
 
 from looped_jax.config import UserError
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
 BYTES_OF_ID = "bytes_of_id.npy"
 

@@ -32,8 +32,8 @@ from looped_jax.config import RunError, UserError
 from looped_jax.data.documents import Block, Document, Shards, Source, parse, sha256
 from looped_jax.data.files import write_whole
 from looped_jax.data.manifest import BYTES_OF_ID, FORMAT, NAME, Manifest, is_prepared, read_manifest
-from looped_jax.data.packing import component_id, pack, pairs_by_component, token_dtype
-from looped_jax.data.text import SPLITS, patterns
+from looped_jax.data.packing import component_id, pack, segments_of, token_dtype
+from looped_jax.data.text import SPLITS, encode, patterns
 from looped_jax.data.vocabulary import load_vocabulary
 from looped_jax.data.workers import Pool, progress
 
@@ -228,19 +228,19 @@ class _PackBlock:
         vocabulary = load_vocabulary(recipe["vocabulary"]["name"])
         components: dict[str, Counter[str]] = {}
 
-        def encoded() -> Iterator[tuple[np.ndarray, int]]:
+        def encoded() -> Iterator[tuple[np.ndarray, int, int]]:
             for document in parse(self.block):
                 copies = _copies(document, recipe) if self.split == "train" else 1
-                ids = vocabulary.encode(document.text)
+                ids, prompt = encode(document, vocabulary)
                 counts = components.setdefault(document.component, Counter(copies=0, tokens=0))
                 counts["documents"] += 1
-                counts["text_bytes"] += len(document.text.encode())
+                counts["text_bytes"] += len((document.prompt + document.text).encode())
                 counts["decoded_bytes"] += int(vocabulary.bytes_of_id[ids].sum())
                 counts["text_tokens"] += len(ids)
                 for _ in range(copies):
                     counts["copies"] += 1
                     counts["tokens"] += len(ids) + 1  # Its EOS is predicted too.
-                    yield ids, component_id(document.component)
+                    yield ids, component_id(document.component), prompt
 
         rows = list(pack(encoded(), recipe["length"], token_dtype(vocabulary.size)))
         if vocabulary.lossless:
@@ -277,7 +277,7 @@ def _copies(document: Document, recipe: dict[str, Any]) -> int:
     """
     weight = recipe["weights"].get(document.component, 1.0)
     whole = math.floor(weight)
-    drawn = component_id(f"{recipe['seed']} {document.text}") / (1 << 32)
+    drawn = component_id(f"{recipe['seed']} {document.prompt}{document.text}") / (1 << 32)
     return whole + (drawn < weight - whole)
 
 
@@ -323,7 +323,7 @@ class _WriteShard:
             writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
             for _, record in rows:
                 writer.write(record)
-                for component, pairs in pairs_by_component(record):
+                for component, pairs, _ in segments_of(record):
                     tokens[component] += pairs
             writer.close()
             reader = array_record_module.ArrayRecordReader(os.fspath(temporary))

@@ -138,6 +138,18 @@ def text_rows(config: ConfigDict, split: str) -> TextRows:
     return pack_in_memory(documents, vocabulary, config.data.length, config.data.path, identity)
 
 
+def encode(document: Document, vocabulary: Vocabulary) -> tuple[np.ndarray, int]:
+    """A document's ids, and how many of the first are its prompt.
+
+    The prompt is cut into tokens by itself, as it will be when a model is asked to go on from it.
+    """
+    ids = vocabulary.encode(document.text)
+    if not document.prompt:
+        return ids, 0
+    prompt = vocabulary.encode(document.prompt)
+    return np.concatenate([prompt, ids]), len(prompt)
+
+
 def pack_in_memory(
     documents: Iterable[Document],
     vocabulary: Vocabulary,
@@ -148,10 +160,11 @@ def pack_in_memory(
     """Tokenises and packs documents in the order given."""
     components: set[str] = set()
 
-    def encoded() -> Iterable[tuple[np.ndarray, int]]:
+    def encoded() -> Iterable[tuple[np.ndarray, int, int]]:
         for document in documents:
             components.add(document.component)
-            yield vocabulary.encode(document.text), component_id(document.component)
+            ids, prompt = encode(document, vocabulary)
+            yield ids, component_id(document.component), prompt
 
     records = InMemory(pack(encoded(), length, token_dtype(vocabulary.size)))
     reader = RowReader(length, tuple(sorted(components)), vocabulary.bytes_of_id)

@@ -136,40 +136,57 @@ def _shapes(text: str) -> Iterable[Shape]:
 
 
 def trip_count(computations: dict[str, Computation], caller: Computation, loop: Instruction) -> int:
-    """How often a `while` runs: from XLA's note, or from its condition `counter < constant`.
+    """How often a `while` runs: from XLA's note, or from `counter < limit` in its condition and
+    `counter + step` in its body.
 
     ValueError if it is neither.
     """
     if noted := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text):
         return int(noted[1])
-    called = re.search(r"condition=%([\w.-]+)", loop.text)
-    assert called is not None
-    condition = computations[called[1]]
-    compare = condition.instructions[condition.root]
-    if compare.opcode == "fusion":  # XLA's CPU backend wraps it.
-        inner = computations[_CALLED.findall(compare.text)[0]]
-        by_place = {
-            int(_until_closed(i.text, i.text.index("parameter(") + 9)[1:-1]): i.name
-            for i in inner.instructions.values()
-            if i.opcode == "parameter"
-        }
-        outside = {by_place[n]: operand for n, operand in enumerate(compare.operands)}
-        compare = inner.instructions[inner.root]
-        operands = [outside.get(name, name) for name in compare.operands]
-    else:
-        operands = list(compare.operands)
+    condition, body = (
+        computations[re.findall(rf"{part}=%([\w.-]+)", loop.text)[0]]
+        for part in ("condition", "body")
+    )
+    compare, (counter, limit) = _two_operands(computations, condition, condition.root)
+    tested = condition.instructions[counter]
+    last = _constant(condition, limit)
     direction = compare.attribute("direction")
-    limits = [_constant(condition, name) for name in operands]
-    if compare.opcode != "compare" or direction not in ("LT", "LE") or limits[1] is None:
+    if tested.opcode != "get-tuple-element" or direction not in ("LT", "LE") or last is None:
         raise ValueError(f"the trip count of {loop.name} is not to be seen: {compare.text[:200]}")
-    counter = condition.instructions[operands[0]]
+    place = int(tested.attribute("index"))
+    result = body.instructions[body.root].operands[place]
+    add, operands = _two_operands(computations, body, result)
+    steps = [step for name in operands if (step := _constant(body, name)) is not None]
+    if add.opcode != "add" or not steps:
+        raise ValueError(f"the step of {loop.name} is not to be seen: {add.text[:200]}")
+    initial = caller.instructions.get(loop.operands[0])
     start = 0
-    if counter.opcode == "get-tuple-element" and loop.operands:
-        start_tuple = caller.instructions.get(loop.operands[0])
-        if start_tuple is not None and start_tuple.opcode == "tuple":
-            first = start_tuple.operands[int(counter.attribute("index"))]
-            start = _constant(caller, first) or 0
-    return max(0, limits[1] - start + (direction == "LE"))
+    if initial is not None and initial.opcode == "tuple":
+        start = _constant(caller, initial.operands[place]) or 0
+    return max(0, -(-(last - start + (direction == "LE")) // steps[0]))
+
+
+def _two_operands(
+    computations: dict[str, Computation], computation: Computation, name: str
+) -> tuple[Instruction, list[str]]:
+    """An operation of two operands, and these by their names in ``computation``, where a constant
+    inside a fusion is added; also if it is wrapped in a fusion or copied."""
+    instruction = computation.instructions[name]
+    while instruction.opcode in ("copy", "bitcast"):
+        instruction = computation.instructions[instruction.operands[0]]
+    if instruction.opcode != "fusion":
+        return instruction, list(instruction.operands[:2])
+    inside = computations[_CALLED.findall(instruction.text)[0]]
+    outside = {
+        inner.name: instruction.operands[int(re.findall(r"parameter\((\d+)\)", inner.text)[0])]
+        for inner in inside.instructions.values()
+        if inner.opcode == "parameter"
+    }
+    root = inside.instructions[inside.root]
+    for operand in root.operands:
+        if operand not in outside:
+            computation.instructions.setdefault(operand, inside.instructions[operand])
+    return root, [outside.get(operand, operand) for operand in root.operands[:2]]
 
 
 def _constant(computation: Computation, name: str) -> int | None:

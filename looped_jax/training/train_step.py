@@ -7,6 +7,7 @@ however it is divided over devices and accumulation parts.
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -31,7 +32,12 @@ def loss_sum(
 def split_batch(batch: Batch, parts: int) -> Batch:
     """[B, T] -> [parts, B / parts, T]: part i takes every parts-th row, so that the rows of a
     device stay on it."""
-    return jax.tree.map(lambda x_BT: x_BT.reshape(-1, parts, *x_BT.shape[1:]).swapaxes(0, 1), batch)
+
+    def split(x_BT: jax.Array) -> jax.Array:
+        x_PBT = x_BT.reshape(-1, parts, *x_BT.shape[1:]).swapaxes(0, 1)
+        return nn.with_logical_constraint(x_PBT, (None, "batch", "length"))
+
+    return jax.tree.map(split, batch)
 
 
 def loss_and_grads(

@@ -95,6 +95,7 @@ BAD_LINES = {
     b'{"text": "a"\n': "line 5: not JSON",
     b'{"txt": "a"}\n': 'line 5: no "text" field with a string',
     b'"text"\n': 'line 5: no "text" field with a string',
+    b'{"text": "a", "prompt": 1}\n': 'line 5: "prompt" is not a string',
     b'{"text": "\\ud800"}\n': "line 5: text holds a lone surrogate",
     b"\n": "line 5: not JSON",
 }

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from looped_jax.data.documents import Document
-from looped_jax.data.packing import component_id, pairs_by_component, token_dtype
+from looped_jax.data.packing import component_id, segments_of, token_dtype
 from looped_jax.data.rows import BOS, EOS
 from looped_jax.data.text import TextRows, pack_in_memory
 from looped_jax.data.vocabulary import Bytes
@@ -72,9 +72,33 @@ def test_every_token_counts_to_its_component_and_every_byte_to_its_token(
         here = real & (rows["group"] == i)
         assert here.sum() == sum(len(text) + 1 for text in own)
         assert rows["target_bytes"][here].sum() == sum(map(len, own))
-    stored = [pair for record in source.records for pair in pairs_by_component(record)]
-    assert sum(pairs for _, pairs in stored) == real.sum()
-    assert {c for c, _ in stored} == {component_id(d.component) for d in documents}
+    stored = [segment for record in source.records for segment in segments_of(record)]
+    assert sum(pairs for _, pairs, _ in stored) == real.sum()
+    assert {c for c, _, _ in stored} == {component_id(d.component) for d in documents}
+
+
+letters = st.text(alphabet="abc", max_size=12)
+
+
+@given(
+    st.lists(st.builds(Document, letters, st.just("x"), letters), min_size=1), st.integers(2, 20)
+)
+def test_a_prompt_is_read_but_not_trained_on(documents: list[Document], length: int) -> None:
+    source = packed(documents, length)
+    rows = source.rows(np.arange(source.num_rows))
+    trained = rows["loss_weights"] > 0
+    expected = [[*VOCABULARY.encode(d.text), EOS] for d in documents]
+    assert rows["targets"][trained].tolist() == [t for d in expected for t in d]
+    assert rows["target_bytes"].sum() == sum(len(d.text) for d in documents)
+    read = [[BOS, *VOCABULARY.encode(d.prompt), *VOCABULARY.encode(d.text)] for d in documents]
+    real = rows["segment_ids"] > 0
+    assert rows["tokens"][real].tolist() == [t for d in read for t in d]
+    # What has a prompt and fits is in one row, so that all of the prompt is there.
+    segments = [segment for record in source.records for segment in segments_of(record)]
+    whole = [(len(r), len(d.prompt)) for d, r in zip(documents, read, strict=True) if d.prompt]
+    for size, prompt in whole:
+        if size <= length:
+            assert (component_id("x"), size, prompt) in segments
 
 
 def test_damaged_rows_are_refused() -> None:

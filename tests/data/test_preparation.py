@@ -21,7 +21,7 @@ from helpers import small_config, write_pile
 from looped_jax.config import UserError
 from looped_jax.data import preparation
 from looped_jax.data.documents import Shards, parse
-from looped_jax.data.packing import pairs_by_component
+from looped_jax.data.packing import segments_of
 from looped_jax.data.rows import BOS, EOS
 from looped_jax.data.text import text_rows
 from looped_jax.data.vocabulary import Bytes
@@ -113,7 +113,7 @@ def test_the_manifest_counts_what_went_in_and_what_came_out(
         assert counts["tokens"] == sum(len(text) + 1 for text in texts)
     rows = stored(prepared)
     assert train["rows"] == len(rows) == sum(shard["rows"] for shard in train["shards"])
-    tokens = sum(n for row in rows for _, n in pairs_by_component(row))
+    tokens = sum(n for row in rows for _, n, _ in segments_of(row))
     assert train["tokens"] == tokens
     assert train["padding"] == len(rows) * LENGTH - tokens
     sources = manifest["recipe"]["splits"]["train"]["sources"]

@@ -166,3 +166,14 @@ def test_every_computation_of_a_real_program_is_found() -> None:
     computations, entry = parse(hlo)
     assert entry.startswith("main")
     assert sum(len(c.instructions) for c in computations.values()) == hlo.count(" = ")
+
+
+def test_a_loop_in_larger_steps_runs_less_often() -> None:
+    def pairs(x: Any, w: Any) -> Any:
+        return jax.lax.while_loop(
+            lambda state: state[0] < 9, lambda state: (state[0] + 2, state[1] @ w), (1, x)
+        )[1]
+
+    hlo = text(pairs, jnp.ones((8, N)), jnp.ones((N, N)))
+    hlo = hlo.replace("known_trip_count", "forgotten")  # As from the TPU compiler.
+    assert cost(hlo).flops == 4 * 2 * 8 * N * N  # At 1, 3, 5 and 7.
