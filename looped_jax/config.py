@@ -149,6 +149,8 @@ def default_config() -> ConfigDict:
             start_from="",  # RUN/checkpoints/STEP of another run to continue from.
         )
     )
+    # Draws layers that are `block` apart together, see models/regularizer.py; block 0: off.
+    config.regularizer = ConfigDict(dict(block=0, strength=1.0))
     config.checkpoint = ConfigDict(dict(every=1000, keep=3))
     config.eval = ConfigDict(
         dict(
@@ -212,6 +214,8 @@ NOT_NEGATIVE = (
     "optimizer.clip_norm",
     "optimizer.weight_decay",
     "train.z_loss",
+    "regularizer.block",
+    "regularizer.strength",
     "eval.batch_size",
 )
 # What a resumed run may change: it alters how the run is watched or laid out over devices,

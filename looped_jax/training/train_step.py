@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from looped_jax.models.loss import loss_sums
+from looped_jax.models.regularizer import CosineRegularizer
 from looped_jax.models.transformer import LoopedTransformer, hidden_and_kernel
 from looped_jax.training.state import TrainState
 
@@ -68,13 +69,20 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     z_loss: float = 0.0,
     parts: int = 1,
+    regularizer: CosineRegularizer | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The function (state, batch) -> (next state, scalars of this step), to be jitted."""
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         loss, grads = loss_and_grads(model, state.params, batch, z_loss, parts)
+        similarity: Metrics = {}
+        if regularizer is not None:
+            of_penalty, by_group = jax.grad(regularizer, has_aux=True)(state.params)
+            grads = jax.tree.map(jnp.add, grads, of_penalty)
+            similarity = {f"similarity/{name}": value for name, value in by_group.items()}
+            similarity["similarity"] = jnp.mean(jnp.stack(list(by_group.values())))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **similarity}
         next_state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

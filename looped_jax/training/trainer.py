@@ -40,6 +40,7 @@ from looped_jax.evaluation.held_out import Evaluator, HeldOut
 from looped_jax.inference.generator import Generator
 from looped_jax.models.flops import train_flops
 from looped_jax.models.layers import ModelConfig
+from looped_jax.models.regularizer import CosineRegularizer
 from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel import distributed
 from looped_jax.parallel.mesh import batch_sharding, local_rows, make_mesh, mesh_context, put_batch
@@ -62,6 +63,7 @@ class Job:
     optimizer: optax.GradientTransformation
     mesh: Mesh
     layout: StateLayout
+    regularizer: CosineRegularizer | None = None
     # The downstream tasks that are evaluated while training, with their prompts.
     downstream: tuple[Asked, ...] = ()
 
@@ -93,10 +95,11 @@ def prepare(
         length_shards=length_shards,
     )
     model = LoopedTransformer(model_config)
+    regularizer = CosineRegularizer.for_plan(model_config.plan, **config.regularizer)
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     layout = state_layout(model, optimizer, mesh, config.mesh.rules)
     asked = _downstream_tasks(config, spec.length) if needs_data else ()
-    return Job(config, model, optimizer, mesh, layout, asked)
+    return Job(config, model, optimizer, mesh, layout, regularizer, asked)
 
 
 def _downstream_tasks(config: ConfigDict, max_length: int) -> tuple[Asked, ...]:
@@ -117,7 +120,9 @@ def jitted_train_step(job: Job) -> Any:
     """The compiled-to-be function (state, batch) -> (next state, scalars); takes over the state."""
     train = job.config.train
     return jax.jit(
-        make_train_step(job.model, job.optimizer, train.z_loss, train.grad_accumulation),
+        make_train_step(
+            job.model, job.optimizer, train.z_loss, train.grad_accumulation, job.regularizer
+        ),
         donate_argnums=0,
         out_shardings=(job.layout.shardings, None),
     )
