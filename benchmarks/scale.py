@@ -39,6 +39,9 @@ TOPOLOGIES = {
     "v5p:8x8x16": {"train.batch_size": "8192"},
 }
 PLANS = (*FAMILY, "4x1,4x4,4x1")
+# Compile times of these are compared, one after another in each round.
+DEPTHS = ("12x1", "4x6", "24x1")
+ROUNDS = 3
 
 
 def programs() -> dict[str, tuple[str, str, dict[str, str]]]:
@@ -55,6 +58,9 @@ def programs() -> dict[str, tuple[str, str, dict[str, str]]]:
             cells[f"gather {gather} {plan}"] = (plan, "v5e:8x8", gathered)
     for topology, rows in (("v5p:4x4x4", "512"), ("v5p:4x8x8", "2048"), ("v5p:8x8x16", "8192")):
         cells[f"weak {topology}"] = ("12x2", topology, SHARDED | {"train.batch_size": rows})
+    for number in range(ROUNDS):
+        for plan in DEPTHS:
+            cells[f"compile {number} {plan}"] = (plan, "v5p:4x4x4", SHARDED)
     for topology, own in TOPOLOGIES.items():
         for plan in PLANS:
             cells[f"{plan} {topology}"] = (plan, topology, SHARDED | own)
@@ -154,6 +160,13 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
             wire = gigabytes(found["wire_bytes_per_device"])
             rows.append([str(found["devices"]), name.split()[1], collectives(found), wire])
     lines += table(["chips", "topology", "collectives, GB a chip", "sent by a chip, GB"], rows)
+    lines += ["", "**Compile time with depth** (v5p:4x4x4, seconds, one round after another)", ""]
+    rounds = {p: [results.get(f"compile {n} {p}", {}) for n in range(ROUNDS)] for p in DEPTHS}
+    rows = [
+        [f"`{plan}`", *(f"{r['compile_seconds']:.0f}" for r in found if "compile_seconds" in r)]
+        for plan, found in rounds.items()
+    ]
+    lines += table(["plan", *(f"round {n + 1}" for n in range(ROUNDS))], rows)
     return "\n".join(lines)
 
 
