@@ -9,7 +9,7 @@ from helpers import random_rows, small_config
 
 from looped_jax.config import UserError
 from looped_jax.parallel.mesh import make_mesh, mesh_context, put_batch
-from looped_jax.training.state import init_state
+from looped_jax.training.state import _fresh, init_state
 from looped_jax.training.train_step import loss_and_grads
 from looped_jax.training.trainer import prepare
 
@@ -92,3 +92,16 @@ def test_a_mesh_that_cannot_be_says_why(overrides: dict[str, int], message: str)
 def test_a_parameter_that_does_not_divide_is_named() -> None:
     with pytest.raises(UserError, match=r"mlp.*kernel.*does not divide over mesh axes"):
         prepare(small_config(model__d_ff=33, mesh__data=4, mesh__tensor=2))
+
+
+def test_no_device_ever_holds_the_whole_state_while_it_is_initialised() -> None:
+    wide = dict(model__vocab_size=4096, model__d_model=64, optimizer__name="adamw")
+    job = prepare(small_config(mesh__data=1, mesh__fsdp=8, **wide))
+    fresh = jax.jit(
+        lambda: _fresh(job.model, job.optimizer, 0)[0], out_shardings=job.layout.shardings
+    )
+    memory = fresh.lower().compile().memory_analysis()
+    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(job.layout.abstract))
+    largest = 4096 * 64 * 4  # The embedding's bytes.
+    assert memory.output_size_in_bytes < whole / 6
+    assert memory.temp_size_in_bytes < largest / 2
