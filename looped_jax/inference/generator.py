@@ -79,6 +79,8 @@ class Generator:
         batch_size: int = 16,
     ):
         model.config.plan.with_loops(loops)  # UserError for a plan without loops.
+        # Prompts come in lengths that the kernels for training rows do not take.
+        model = LoopedTransformer(dataclasses.replace(model.config, attention="xla"))
         self.params, self._mesh = params, mesh
         # Prompts are of any length, tokens of length 1: neither is split over devices.
         self._rules = tuple((n, None if n == "length" else where) for n, where in rules)

@@ -74,7 +74,7 @@ class ModelConfig:
     unroll: str = "auto"
     attention: str = "xla"
     gather: str = "layer"
-    logits_mb: int = 256
+    logits_mb: int = 1024
     platform: str = "cpu"  # What it will run on: cpu | gpu | tpu.
 
     @property
@@ -250,8 +250,8 @@ class Attention(nn.Module):
         q_BTHK, k_BTGK = named(q_BTHK, "query"), named(k_BTGK, "key")
         v_BTGK = named(v_BTGK, "value")
         if inputs.cache is None:
-            # Prompts (and the two tokens of initialisation) have lengths no TPU kernel takes.
-            kernel = "xla" if self.keep or self.is_initializing() else config.attention
+            # No TPU kernel takes the two tokens of initialisation.
+            kernel = "xla" if self.is_initializing() else config.attention
             out_BTHK = attention(kernel, q_BTHK, k_BTGK, v_BTGK, inputs.segment_ids_BT)
             out_BTHK = named(out_BTHK, "attended")
         else:

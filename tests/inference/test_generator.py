@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from looped_jax.config import UserError
 from looped_jax.data.rows import BOS, EOS
 from looped_jax.inference.generator import Generator, bucket
 from looped_jax.inference.sampling import Sampling
+from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel.mesh import make_mesh
 
 LENGTH = 24
@@ -64,9 +66,24 @@ def test_greedy_generation_is_the_full_model_applied_again_and_again(
         assert row.ended == (len(row.tokens) < 9)
 
 
-def test_a_mesh_generates_the_same(setup: tuple) -> None:
-    alone = generator(setup).generate(PROMPTS, 9)
-    assert generator(setup, data=2, tensor=2).generate(PROMPTS, 9) == alone
+def test_a_mesh_generates_and_scores_the_same(setup: tuple) -> None:
+    alone = generator(setup)
+    expected = alone.generate(PROMPTS, 9)
+    pairs = [(prompt, row.tokens or [3]) for prompt, row in zip(PROMPTS, expected, strict=True)]
+    scores = [score.total for score in alone.score(pairs)]
+    for mesh in (dict(data=2, tensor=2), dict(fsdp=2, sequence=2)):
+        there = generator(setup, **mesh)
+        assert there.generate(PROMPTS, 9) == expected
+        np.testing.assert_allclose(
+            [s.total for s in there.score(pairs)], scores, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_kernels_for_training_rows_are_not_used_for_prompts(setup: tuple) -> None:
+    model, params = setup
+    on_tpu = LoopedTransformer(dataclasses.replace(model.config, attention="splash"))
+    expected = generator(setup).generate(PROMPTS, 9)
+    assert generator((on_tpu, params)).generate(PROMPTS, 9) == expected
 
 
 def test_an_end_token_ends_a_row(setup: tuple) -> None:
