@@ -210,12 +210,14 @@ def rope(x_BTHK: Array, rotation: Rotation) -> Array:
     return rotated.astype(x_BTHK.dtype)
 
 
-def named(x_BTHK: Array, name: str) -> Array:
-    """x_BTHK under a name that config.saved_names may ask for.
+def named(config: ModelConfig, x: Array, name: str) -> Array:
+    """x_BTHK or x_BTF under a name that config.saved_names may ask for.
 
     It is kept as [B, T, HK]: a TPU pads a head's size of 64 to 128.
     """
-    return checkpoint_name(x_BTHK.reshape(*x_BTHK.shape[:2], -1), name).reshape(x_BTHK.shape)
+    if config.remat != "names":
+        return x
+    return checkpoint_name(x.reshape(*x.shape[:2], -1), name).reshape(x.shape)
 
 
 def _part(array: Array, loop: Array, layer: Array) -> Array:
@@ -247,13 +249,13 @@ class Attention(nn.Module):
         q_BTHK = nn.with_logical_constraint(
             q_BTHK, ("batch", "length", "activation_heads", "head_dim")
         )
-        q_BTHK, k_BTGK = named(q_BTHK, "query"), named(k_BTGK, "key")
-        v_BTGK = named(v_BTGK, "value")
+        q_BTHK, k_BTGK = named(config, q_BTHK, "query"), named(config, k_BTGK, "key")
+        v_BTGK = named(config, v_BTGK, "value")
         if inputs.cache is None:
             # No TPU kernel takes the two tokens of initialisation.
             kernel = "xla" if self.is_initializing() else config.attention
             out_BTHK = attention(kernel, q_BTHK, k_BTGK, v_BTGK, inputs.segment_ids_BT)
-            out_BTHK = named(out_BTHK, "attended")
+            out_BTHK = named(config, out_BTHK, "attended")
         else:
             assert at is not None and inputs.seen_BS is not None
             own = (q_BTHK[:, 0], k_BTGK[:, 0], v_BTGK[:, 0])
@@ -296,10 +298,10 @@ class MLP(nn.Module):
     def __call__(self, x_BTD: Array) -> Array:
         config = self.config
         hidden_BTF = dense(config, "up", config.d_ff, ("embed", "mlp"))(x_BTD)
-        hidden_BTF = checkpoint_name(hidden_BTF, "mlp_up")
+        hidden_BTF = named(config, hidden_BTF, "mlp_up")
         if config.mlp == "swiglu":
             gate_BTF = dense(config, "gate", config.d_ff, ("embed", "mlp"))(x_BTD)
-            gate_BTF = checkpoint_name(gate_BTF, "mlp_gate")
+            gate_BTF = named(config, gate_BTF, "mlp_gate")
             hidden_BTF = silu(gate_BTF) * hidden_BTF
         else:
             hidden_BTF = {"gelu": gelu, "relu": nn.relu}[config.mlp](hidden_BTF)

@@ -174,9 +174,10 @@ class LoopedTransformer(nn.Module):
             name="embed",
         )
         x_BTD = embed(tokens_BT)
-        # Each device looks all rows of its group up in its part of the table, and only then do the
-        # rows go to their devices: asked to do both at once, XLA brings the whole table together.
-        x_BTD = nn.with_logical_constraint(x_BTD, ("embedded_batch", "length", "embed"))
+        if split_axes(("fsdp",)):
+            # Each device looks all rows of its group up in its part of the table, and only then do
+            # the rows go to their devices: asked for both at once, XLA gathers the whole table.
+            x_BTD = nn.with_logical_constraint(x_BTD, ("embedded_batch", "length", "embed"))
         if config.positions == "learned":
             table_TD = self.param(
                 "position_embedding",
