@@ -12,7 +12,7 @@ import json
 import pathlib
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -151,6 +151,9 @@ def default_config() -> ConfigDict:
     )
     # Draws layers that are `block` apart together, see models/regularizer.py; block 0: off.
     config.regularizer = ConfigDict(dict(block=0, strength=1.0))
+    # Gradual stacking, see training/stacking.py: layers added per stage, 0: off; and how much
+    # longer later stages are.
+    config.stacking = ConfigDict(dict(block=0, power=1.0))
     config.checkpoint = ConfigDict(dict(every=1000, keep=3))
     config.eval = ConfigDict(
         dict(
@@ -216,6 +219,8 @@ NOT_NEGATIVE = (
     "train.z_loss",
     "regularizer.block",
     "regularizer.strength",
+    "stacking.block",
+    "stacking.power",
     "eval.batch_size",
 )
 # What a resumed run may change: it alters how the run is watched or laid out over devices,
@@ -361,6 +366,11 @@ def parse_value(text: str, old: Any) -> Any:
         return text
 
 
+def to_text(value: Any) -> str:
+    """A value as ``parse_value`` reads it from a command line."""
+    return value if isinstance(value, str) else repr(value)
+
+
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
     """Sets dotted keys from command-line text, e.g. {"train.steps": "100"}."""
     for key, text in overrides.items():
@@ -389,14 +399,7 @@ def load_experiment(spec: str, overrides: Mapping[str, str] | None = None) -> Co
     """
     path_text, _, argument = spec.partition(":")
     path = pathlib.Path(path_text)
-    if not path.is_file():
-        siblings = (
-            [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
-        )
-        raise UserError(f"no experiment file {path_text}" + nearest(path_text, siblings))
-    get_config = _load_module(path).__dict__.get("get_config")
-    if get_config is None:
-        raise UserError(f"{path} defines no get_config()")
+    get_config = load_function(path_text, "get_config", "experiment")
     try:
         config = get_config(argument) if argument else get_config()
     except UserError:
@@ -409,6 +412,20 @@ def load_experiment(spec: str, overrides: Mapping[str, str] | None = None) -> Co
     apply_overrides(config, overrides or {})
     validate(config)
     return config.lock()
+
+
+def load_function(path_text: str, function: str, kind: str) -> Callable[..., Any]:
+    """The function that a Python file of the user's defines; UserError if there is none."""
+    path = pathlib.Path(path_text)
+    if not path.is_file():
+        siblings = (
+            [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
+        )
+        raise UserError(f"no {kind} file {path_text}" + nearest(path_text, siblings))
+    found = _load_module(path).__dict__.get(function)
+    if found is None:
+        raise UserError(f"{path} defines no {function}()")
+    return found
 
 
 def _load_module(path: pathlib.Path) -> types.ModuleType:

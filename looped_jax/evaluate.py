@@ -4,7 +4,9 @@ python -m looped_jax.evaluate --workdir=runs/phop_1x6 --tasks=phop_p16_n256 --lo
 python -m looped_jax.evaluate --workdir=runs/pile_12x2 --tasks=paper \\
     --config.eval.data_dir=$EVALS_DIR
 
-Prints one JSON object of metrics, from 0 to 1. Tasks of a synthetic run: synthetic ones with its
+Prints one JSON object of metrics, from 0 to 1 (one a line with several --loops); those of held-out
+rows are also kept in WORKDIR/evaluations/held_out.jsonl, for looped_jax.report. Tasks of a
+synthetic run: synthetic ones with its
 vocabulary. Of a language model: `text` (perplexity), and downstream tasks, groups of them
 (closed_book_qa, open_book_qa, math_word_problems, reasoning_primitives) or `paper`, all 19; their
 predictions and a summary with intervals and averages go to WORKDIR/evaluations/.
@@ -16,6 +18,8 @@ import sys
 from absl import flags
 
 from looped_jax import cli
+from looped_jax.analysis.records import append_evaluation
+from looped_jax.config import UserError
 from looped_jax.data.pipeline import run_vocabulary
 from looped_jax.data.tasks import downstream
 from looped_jax.evaluation.downstream import Settings, evaluate_tasks, scalars, table
@@ -26,7 +30,7 @@ from looped_jax.training.trainer import held_out_sets
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run.")
 _TASKS = flags.DEFINE_list("tasks", [], "Tasks or groups; default: those of the run's config.")
-_LOOPS = flags.DEFINE_integer("loops", None, "Loop count in place of the plan's.", lower_bound=1)
+_LOOPS = flags.DEFINE_list("loops", [], "Loop counts in place of the plan's, e.g. 4 or 1,2,4.")
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "Of held-out rows.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "Examples per downstream task; 0: all.", lower_bound=0)
@@ -39,30 +43,42 @@ def main(overrides: dict[str, str]) -> None:
         overrides = {**overrides, "eval.tasks": ",".join(_TASKS.value)}
     run = open_run(_WORKDIR.value, _STEP.value, overrides)
     job, config = run.job, run.job.config
-    job.model.config.plan.with_loops(_LOOPS.value)  # UserError before anything is read.
+    counts = loop_counts(_LOOPS.value)
+    for loops in counts:
+        job.model.config.plan.with_loops(loops)  # UserError before anything is read.
     sets = held_out_sets(config, job.mesh, _SPLIT.value)  # UserError if a text is not there.
+    others = tuple(name for name in config.eval.tasks if name != "text")
+    names = downstream.expand(others) if config.data.task == "text" else ()
     params = run.restore().params
-    evaluator = Evaluator(job.model, job.mesh, job.rules, _LOOPS.value)
-    metrics: dict[str, float] = {"step": run.step}
-    for held_out in sets:
-        metrics |= evaluator(params, held_out) or {}
-    if config.data.task == "text":
-        others = tuple(name for name in config.eval.tasks if name != "text")
-        if names := downstream.expand(others):
-            metrics |= evaluate_downstream(run, params, names)
-    print(json.dumps(metrics))
+    for loops in counts:
+        evaluator = Evaluator(job.model, job.mesh, job.rules, loops)
+        metrics: dict[str, float] = {}
+        for held_out in sets:
+            metrics |= evaluator(params, held_out) or {}
+        if metrics:
+            append_evaluation(run.workdir, run.step, loops, _SPLIT.value, metrics)
+        if names:
+            metrics |= evaluate_downstream(run, params, names, loops)
+        print(json.dumps({"step": run.step, **metrics}), flush=True)
 
 
-def evaluate_downstream(run: OpenRun, params: object, names: tuple[str, ...]) -> dict[str, float]:
+def loop_counts(texts: list[str]) -> list[int | None]:
+    """Reads --loops; without it, the plan's own. UserError for what is not a count."""
+    if bad := [text for text in texts if not text.strip().isdigit() or int(text) < 1]:
+        raise UserError(f"--loops={bad[0]} is not a loop count, e.g. --loops=4 or --loops=1,2,4")
+    return [int(text) for text in texts] or [None]
+
+
+def evaluate_downstream(
+    run: OpenRun, params: object, names: tuple[str, ...], loops: int | None
+) -> dict[str, float]:
     """Runs downstream tasks and says on stderr what came out; returns their metrics."""
     job = run.job
     settings = Settings.from_config(job.config, _LIMIT.value)
-    generator = Generator(
-        job.model, params, job.mesh, job.rules, _LOOPS.value, batch_size=_BATCH.value
-    )
+    generator = Generator(job.model, params, job.mesh, job.rules, loops, batch_size=_BATCH.value)
     # One folder per way of asking: what is in it is comparable.
     parts = [f"step{run.step}", settings.style]
-    parts += [f"loops{_LOOPS.value}"] if _LOOPS.value else []
+    parts += [f"loops{loops}"] if loops else []
     parts += [f"shots{settings.shots}"] if settings.shots >= 0 else []
     parts += [f"limit{settings.limit}"] if settings.limit else []
     folder = run.workdir / "evaluations" / "_".join(parts)

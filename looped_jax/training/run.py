@@ -8,6 +8,7 @@ from etils import epath
 from looped_jax import config as config_lib
 from looped_jax.config import UserError
 from looped_jax.training.checkpoint import restore, saved_steps
+from looped_jax.training.stacking import stage_at
 from looped_jax.training.state import TrainState
 from looped_jax.training.trainer import Job, prepare
 
@@ -49,4 +50,5 @@ def open_run(
     config.unlock()
     config_lib.apply_overrides(config, overrides or {})
     config_lib.validate(config)
-    return OpenRun(folder, step, prepare(config.lock(), needs_data=False))
+    of_step = stage_at(config.lock(), step).config
+    return OpenRun(folder, step, prepare(of_step, needs_data=False))

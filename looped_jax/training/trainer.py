@@ -49,6 +49,7 @@ from looped_jax.training.checkpoint import Checkpointer, restore
 from looped_jax.training.metrics import MetricsWriter
 from looped_jax.training.optimizer import make_optimizer
 from looped_jax.training.profile import ProfileOnSignal
+from looped_jax.training.stacking import Stage, grow, stages
 from looped_jax.training.state import StateLayout, TrainState, init_state, state_layout
 from looped_jax.training.stopwatch import Stopwatch
 from looped_jax.training.train_step import make_train_step
@@ -96,6 +97,7 @@ def prepare(
     )
     model = LoopedTransformer(model_config)
     regularizer = CosineRegularizer.for_plan(model_config.plan, **config.regularizer)
+    stages(config)  # UserError if it cannot be stacked as asked.
     optimizer = make_optimizer(config.optimizer, config.train.steps)
     layout = state_layout(model, optimizer, mesh, config.mesh.rules)
     asked = _downstream_tasks(config, spec.length) if needs_data else ()
@@ -225,14 +227,34 @@ def train(job: Job, workdir: epath.Path) -> None:
     claim_workdir(job.config, workdir)
     try:
         with Checkpointer(workdir, job.config.checkpoint.keep) as checkpointer:
-            _Run(job, workdir, checkpointer, stop).go()
+            latest = checkpointer.latest() or 0
+            before: Job | None = None
+            for stage in stages(job.config):
+                if stage.end < latest:
+                    continue
+                whole = stage.config == job.config
+                of_stage = job if whole else prepare(stage.config)
+                _Run(of_stage, stage, before, workdir, checkpointer, stop).go()
+                before = of_stage
     finally:
         stop.restore_handler()
 
 
 class _Run:
-    def __init__(self, job: Job, workdir: epath.Path, checkpointer: Checkpointer, stop: StopSignal):
+    """Trains one stage (config.stacking; without it, all there is)."""
+
+    def __init__(
+        self,
+        job: Job,
+        stage: Stage,
+        before: Job | None,
+        workdir: epath.Path,
+        checkpointer: Checkpointer,
+        stop: StopSignal,
+    ):
+        """``before`` is the stage whose last checkpoint is to be grown; None if there is none."""
         self.job, self.config, self.workdir = job, job.config, workdir
+        self.stage, self.before = stage, before
         self.checkpointer, self.stop = checkpointer, stop
         source = make_source(self.config, "train")
         self.batch_size = self.config.train.batch_size
@@ -255,7 +277,10 @@ class _Run:
     def _first_state(self) -> TrainState:
         latest = self.checkpointer.latest()
         if latest is not None:
-            return self.checkpointer.restore(latest, self.job.layout, self.batches)
+            if self.before is None:
+                return self.checkpointer.restore(latest, self.job.layout, self.batches)
+            small = self.checkpointer.restore(latest, self.before.layout, self.batches)
+            return grow(small, self.before.layout, self.job.layout, self.stage.block)
         if self.config.train.start_from:
             path = epath.Path(self.config.train.start_from)
             return restore(path, self.job.layout, self.batches, same_data=False)
@@ -286,7 +311,7 @@ class _Run:
     def _loop(self, bar: tqdm) -> None:
         first = self.step + 1
         before: dict[str, jax.Array] | None = None
-        while self.step < self.config.train.steps:
+        while self.step < self.stage.end:
             if self.stop.at(self.step):
                 self._leave()
             self.profile.before(self.step)
@@ -301,7 +326,7 @@ class _Run:
             if self.step == first:  # It was compiled.
                 jax.block_until_ready(scalars)
                 self.watch.restart(self.step)
-            if self.step % self.config.train.log_every == 0 or self.step == self.config.train.steps:
+            if self.step % self.config.train.log_every == 0 or self.step == self.stage.end:
                 self._check_finite(self.step, scalars)
                 self._log(scalars, bar)
             if self._evaluate_if_due() | self._save_if_due(scalars):
@@ -329,7 +354,7 @@ class _Run:
 
     def _evaluate_if_due(self) -> bool:
         due = self.step > 0 and (
-            self.step % self.config.eval.every == 0 or self.step == self.config.train.steps
+            self.step % self.config.eval.every == 0 or self.step == self.stage.end
         )
         # After SIGTERM there is no time for it: the resumed run does it first.
         if not due or self.metrics.evaluated(self.step) or self.stop.received:
@@ -364,7 +389,7 @@ class _Run:
         return self.generator
 
     def _save_if_due(self, scalars: dict[str, jax.Array]) -> bool:
-        if self.step % self.config.checkpoint.every and self.step != self.config.train.steps:
+        if self.step % self.config.checkpoint.every and self.step != self.stage.end:
             return False
         self._check_finite(self.step, scalars)
         self._save()

@@ -12,7 +12,9 @@ eight. One in four has a leading coefficient 2..6, which multiplies the whole ri
 `I#N := 2 * J#P + H#J + E#I.` is 2 (J#P + H#J + E#I). Arithmetic is modulo 7.
 
 The statements are shuffled, and the question is the last parameter: `I#P?`. Its answer is one
-digit. `igsm_cot` has the solution as its target: every parameter that the question needs, in
+digit. `igsm_p<M>` has problems of 2 to M parameters (M below 8), for small models; not every
+entity takes part in them. `igsm_cot` has the solution as its target: every parameter that the
+question needs, in
 an order in which each can be computed, as `I#N = 2 * J#P + H#J + E#I. => I#N = 4. `, and at the
 end the answer. A parameter name, a number and an operator are one token each.
 
@@ -29,6 +31,7 @@ import itertools
 
 import numpy as np
 
+from looped_jax.config import UserError
 from looped_jax.data.rows import EOS, PAD
 from looped_jax.data.tasks.base import Examples, SyntheticTask, Vocabulary, left_align
 
@@ -92,9 +95,9 @@ class Problems:
         return (operations_NP * self.needed_NP()).sum(axis=1)
 
 
-def draw_problems(rng: np.random.Generator, count: int) -> Problems:
-    """Draws problems as the module says."""
-    name_NP, count_N = _draw_parameters(rng, count)
+def draw_problems(rng: np.random.Generator, count: int, most: int = MAX_PARAMETERS) -> Problems:
+    """Draws problems of up to ``most`` parameters, as the module says."""
+    name_NP, count_N = _draw_parameters(rng, count, most)
     shape = name_NP.shape
     width = shape[1]
     column = np.arange(width)
@@ -133,7 +136,9 @@ def draw_problems(rng: np.random.Generator, count: int) -> Problems:
     return Problems(name_NP, count_N, operand, minus, constant, coefficient, value)
 
 
-def _draw_parameters(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _draw_parameters(
+    rng: np.random.Generator, count: int, most: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Edges of the structure graph in random order: (name_NP, count_N)."""
     size = len(LEVELS[0])
     present = np.argsort(rng.random((count, len(LEVELS), size)), axis=2) < rng.integers(
@@ -146,33 +151,40 @@ def _draw_parameters(rng: np.random.Generator, count: int) -> tuple[np.ndarray, 
     first_parent = np.argmin(score, axis=2)
     mandatory = (np.arange(size)[:, None] == first_parent[:, :, None, :]) & possible
     score = np.where(mandatory, -1.0, score).reshape(count, gaps * size * size)
-    wanted = rng.integers(MIN_PARAMETERS, MAX_PARAMETERS + 1, size=count)
-    count_N = np.minimum(
-        np.maximum(wanted, mandatory.sum(axis=(1, 2, 3))), possible.sum(axis=(1, 2, 3))
-    )
-    chosen = np.argsort(score, axis=1, kind="stable")[:, :MAX_PARAMETERS]
-    unused = np.arange(MAX_PARAMETERS) >= count_N[:, None]
+    if most < MIN_PARAMETERS:
+        count_N = rng.integers(2, most + 1, size=count)
+    else:
+        wanted = rng.integers(MIN_PARAMETERS, most + 1, size=count)
+        count_N = np.minimum(
+            np.maximum(wanted, mandatory.sum(axis=(1, 2, 3))), possible.sum(axis=(1, 2, 3))
+        )
+    chosen = np.argsort(score, axis=1, kind="stable")[:, :most]
+    unused = np.arange(most) >= count_N[:, None]
     order = np.argsort(np.where(unused, 2.0, rng.random(unused.shape)), axis=1)
     return np.take_along_axis(chosen, order, axis=1), count_N
 
 
 class SymbolicIGSM(SyntheticTask):
-    """`igsm` (the answer alone) or `igsm_cot` (the worked solution)."""
+    """`igsm` (the answer alone), `igsm_p<M>` (of at most M parameters) or `igsm_cot` (the worked
+    solution)."""
 
     vocabulary = Vocabulary(
         (*NAMES, *"0123456", " := ", " = ", " + ", " - ", " * ", ". ", ". => ", "?")
     )
 
-    def __init__(self, name: str, chain_of_thought: bool):
+    def __init__(self, name: str, chain_of_thought: bool, most: int = MAX_PARAMETERS):
+        if most != MAX_PARAMETERS and not 2 <= most < MIN_PARAMETERS:
+            raise UserError(f"task {name}: parameters must be 2 to {MIN_PARAMETERS - 1}")
         self.name = name
+        self.most = most
         self.chain_of_thought = chain_of_thought
         right_hand_side = 2 + MAX_OPERANDS + 1 + MAX_OPERANDS  # Coefficient, terms, signs.
-        self.max_inputs = MAX_PARAMETERS * (3 + right_hand_side) + 2
+        self.max_inputs = most * (3 + right_hand_side) + 2
         step = 3 + right_hand_side + 4
-        self.max_answer = MAX_PARAMETERS * step + 2 if chain_of_thought else 1
+        self.max_answer = most * step + 2 if chain_of_thought else 1
 
     def draw(self, rng: np.random.Generator, count: int) -> Examples:
-        problems = draw_problems(rng, count)
+        problems = draw_problems(rng, count, self.most)
         rows = np.arange(count)
         width = problems.name_NP.shape[1]
         name, zero = self.vocabulary.id(NAMES[0]), self.vocabulary.id("0")

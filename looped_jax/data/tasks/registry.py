@@ -18,6 +18,7 @@ FAMILIES: dict[str, Callable[..., SyntheticTask]] = {
     r"addition_n(\d+)": lambda name, n: Addition(name, (int(n),)),
     r"phop_p(\d+)_n(\d+)": lambda name, p, n: PHop(name, int(p), int(n)),
     r"igsm": lambda name: SymbolicIGSM(name, chain_of_thought=False),
+    r"igsm_p(\d+)": lambda name, most: SymbolicIGSM(name, False, int(most)),
     r"igsm_cot": lambda name: SymbolicIGSM(name, chain_of_thought=True),
     r"varassign_depth([01])_(math|code)": lambda name, depth, form: VariableAssignment(
         name, int(depth), form
@@ -32,6 +33,7 @@ LISTED = (
     "phop_p16_n256",
     "phop_p32_n256",
     "igsm",
+    "igsm_p4",
     "igsm_cot",
     *(f"varassign_depth{depth}_{form}" for depth in (0, 1) for form in ("math", "code")),
     *(f"group_{group}_n{n}" for group in ("s3", "s5", "a5", "z7") for n in (8, 32)),

@@ -1,0 +1,125 @@
+"""The report's figures, as PNG; matplotlib without a display."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from looped_jax.analysis.fits import Line, ScalingLaw
+
+# (x, y) by the name of the series.
+Series = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def png(figure: Figure) -> bytes:
+    """The figure, closed."""
+    out = io.BytesIO()
+    # Without a date or version in it, equal figures are equal files.
+    figure.savefig(out, format="png", dpi=140, metadata={"Software": None})
+    plt.close(figure)
+    return out.getvalue()
+
+
+def curves(series: Series, x: str, y: str, log_y: bool = False) -> bytes:
+    """Lines through points."""
+    figure, axes = _axes(x, y)
+    for name, points in series.items():
+        axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=name)
+    if log_y:
+        axes.set_yscale("log")
+    _legend(axes, len(series))
+    return png(figure)
+
+
+def isoplot(series: Series, y: str) -> bytes:
+    """The metric over the log perplexity of each checkpoint, and by model a line with its 95%
+    band (paper, section 3.4). Models with too few points are shown without."""
+    figure, axes = _axes("log perplexity (nats per token)", y)
+    for number, (name, points) in enumerate(series.items()):
+        x_N, y_N = np.array(points, float).T
+        colour = f"C{number % 10}"
+        axes.plot(x_N, y_N, "o", ms=4, color=colour, label=name)
+        line = Line.fit(x_N, list(y_N))
+        if line is None:
+            continue
+        grid = np.linspace(x_N.min(), x_N.max(), 50)
+        axes.plot(grid, line.at(grid), color=colour, lw=1.2)
+        half = line.band(grid)
+        if half is not None:
+            middle = line.at(grid)
+            axes.fill_between(grid, middle - half, middle + half, color=colour, alpha=0.15, lw=0)
+    axes.invert_xaxis()  # Better models to the right.
+    _legend(axes, len(series))
+    return png(figure)
+
+
+def scaling(series: Series, fits: Mapping[str, ScalingLaw], y: str) -> bytes:
+    """A metric over effective depth on a logarithmic axis, with Acc = alpha log D + beta."""
+    figure, axes = _axes("effective depth D (layers passed through)", y)
+    depths = sorted({x for points in series.values() for x, _ in points})
+    for number, (name, points) in enumerate(series.items()):
+        colour = f"C{number % 10}"
+        axes.plot(*zip(*points, strict=True), "o", ms=5, color=colour, label=name)
+        if name in fits:
+            x_N = np.array([min(x for x, _ in points), max(x for x, _ in points)])
+            axes.plot(x_N, fits[name].alpha * np.log(x_N) + fits[name].beta, color=colour, lw=1.2)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(depths, [f"{d:g}" for d in depths])
+    axes.minorticks_off()
+    _legend(axes, len(series))
+    return png(figure)
+
+
+def heatmaps(cosines: Mapping[str, np.ndarray]) -> bytes:
+    """Block-to-block cosine similarities, a small map per group of parameters, one scale."""
+    columns = min(4, len(cosines))
+    rows = -(-len(cosines) // columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(0.4 + 2.1 * columns, 0.3 + 2.2 * rows),
+        layout="constrained",
+        squeeze=False,
+    )
+    scale = Normalize(-1, 1)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, (name, cosine_NN) in zip(grid.flat, cosines.items(), strict=False):
+        axes.set_axis_on()
+        axes.imshow(cosine_NN, norm=scale, cmap="RdBu_r")
+        axes.set_title(name.replace("/kernel", ""), fontsize=8)
+        ticks = np.arange(len(cosine_NN))
+        axes.set_xticks(ticks[:: max(1, len(ticks) // 6)])
+        axes.set_yticks(ticks[:: max(1, len(ticks) // 6)])
+        axes.tick_params(labelsize=7)
+        if len(ticks) <= 4:
+            for i in ticks:
+                for j in ticks:
+                    shade = "white" if abs(cosine_NN[i, j]) > 0.6 else "black"
+                    text = f"{cosine_NN[i, j]:.2f}"
+                    axes.text(j, i, text, ha="center", va="center", fontsize=7, color=shade)
+    figure.colorbar(ScalarMappable(scale, "RdBu_r"), ax=grid, shrink=0.8, label="cosine")
+    return png(figure)
+
+
+def _axes(x: str, y: str) -> tuple[Figure, plt.Axes]:
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _legend(axes: plt.Axes, count: int) -> None:
+    if count > 5:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    else:
+        axes.legend(loc="best", frameon=False, fontsize=8)
