@@ -8,7 +8,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-# Top to bottom; entry points are the modules directly in looped_jax/, except config.
+# Top to bottom; entry points are the modules directly in looped_jax/, except config, and what
+# `python -m` runs of a package.
 ROWS = [
     {"entry points"},
     {"training", "evaluation", "analysis", "theory"},
@@ -23,6 +24,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def layer_of(parts: tuple[str, ...]) -> str:
+    if parts[-1] == "__main__.py":
+        return "entry points"
     name = parts[0].removesuffix(".py")
     return name if any(name in row for row in ROWS) else "entry points"
 

@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 from etils import epath
 from ml_collections import ConfigDict
 
+from looped_jax.analysis.text_table import aligned
 from looped_jax.config import RunError
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.training.metrics import read_metrics
@@ -54,20 +55,7 @@ def table(runs: list[Run], metric: str) -> str:
         [r.name, str(r.plan), f"{r.parameters:,}", f"{r.flops:.3g}", _show(r.last, metric)]
         for r in runs
     ]
-    return _aligned([header, *rows], left=2)
-
-
-def _aligned(rows: list[list[str]], left: int) -> str:
-    """Rows as aligned text, a rule under the first; the first ``left`` columns flush left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def line(row: list[str]) -> str:
-        return "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-
-    return "\n".join([line(rows[0]), line(["-" * w for w in widths]), *map(line, rows[1:])])
+    return aligned([header, *rows], left=2)
 
 
 def components_table(workdirs: dict[str, epath.Path]) -> str:
@@ -93,7 +81,7 @@ def components_table(workdirs: dict[str, epath.Path]) -> str:
         ]
         for part in parts
     ]
-    return _aligned([header, *rows], left=1)
+    return aligned([header, *rows], left=1)
 
 
 def last_evaluation(workdir: epath.Path) -> dict[str, float]:

@@ -110,6 +110,27 @@ def heatmaps(cosines: Mapping[str, np.ndarray]) -> bytes:
     return png(figure)
 
 
+def grid(rows: Sequence[Sequence[str]], x: str, y: Sequence[str], title: str) -> bytes:
+    """Words in a grid, equal words of one column in one colour as long as they stay the same."""
+    columns = max(len(row) for row in rows)
+    figure, axes = plt.subplots(
+        figsize=(1.2 + 0.62 * columns, 1.1 + 0.42 * len(rows)), layout="constrained"
+    )
+    final = rows[-1]
+    settled = np.array(
+        [[float(i < len(row) and row[i] == final[i]) for i in range(columns)] for row in rows]
+    )
+    axes.imshow(settled, cmap="Greens", vmin=0, vmax=2.5, aspect="auto")
+    for i, row in enumerate(rows):
+        for j, word in enumerate(row):
+            axes.text(j, i, word, ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(columns))
+    axes.set_yticks(range(len(rows)), list(y))
+    axes.set_xlabel(x)
+    axes.set_title(title, fontsize=9)
+    return png(figure)
+
+
 def _axes(x: str, y: str) -> tuple[Figure, plt.Axes]:
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     axes.set_xlabel(x)

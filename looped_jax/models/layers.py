@@ -76,10 +76,11 @@ class ModelConfig:
     gather: str = "layer"
     logits_mb: int = 1024
     platform: str = "cpu"  # What it will run on: cpu | gpu | tpu.
+    head_size: int = 0  # 0: d_model / num_heads. The constructions in theory/ need others.
 
     @property
     def head_dim(self) -> int:
-        return self.d_model // self.num_heads
+        return self.head_size or self.d_model // self.num_heads
 
     @classmethod
     def from_config(
