@@ -110,8 +110,11 @@ def heatmaps(cosines: Mapping[str, np.ndarray]) -> bytes:
     return png(figure)
 
 
-def grid(rows: Sequence[Sequence[str]], x: str, y: Sequence[str], title: str) -> bytes:
-    """Words in a grid, equal words of one column in one colour as long as they stay the same."""
+def grid(
+    rows: Sequence[Sequence[str]], x: str, y: Sequence[str], title: str, first: int = 0
+) -> bytes:
+    """Words in a grid, shaded where they are those of the last row; ``first`` is the first
+    column's number."""
     columns = max(len(row) for row in rows)
     figure, axes = plt.subplots(
         figsize=(1.2 + 0.62 * columns, 1.1 + 0.42 * len(rows)), layout="constrained"
@@ -124,7 +127,7 @@ def grid(rows: Sequence[Sequence[str]], x: str, y: Sequence[str], title: str) ->
     for i, row in enumerate(rows):
         for j, word in enumerate(row):
             axes.text(j, i, word, ha="center", va="center", fontsize=8)
-    axes.set_xticks(range(columns))
+    axes.set_xticks(range(columns), [str(first + i) for i in range(columns)])
     axes.set_yticks(range(len(rows)), list(y))
     axes.set_xlabel(x)
     axes.set_title(title, fontsize=9)

@@ -71,7 +71,7 @@ def verify() -> None:
     for note in found.notes:
         print(note)
     if _FIGURE.value:
-        picture = plots.grid(found.trace, found.places, after, found.name)
+        picture = plots.grid(found.trace, found.places, after, found.name, found.first)
         _write(picture)
     if not found.ok:
         raise RunError(f"{found.cases - found.exact} of {found.cases} answers are wrong")

@@ -33,6 +33,7 @@ class Verification:
     trace: list[list[str]]
     places: str  # What the columns are.
     notes: tuple[str, ...] = ()
+    first: int = 0  # Number of the first column.
 
     @property
     def ok(self) -> bool:
@@ -90,6 +91,7 @@ def verify_p_hop(p: int, n: int, alphabet: int, cases: int, seed: int, dtype: st
         rows,
         "position",
         (f"F of the last position names the place of the answer, {end}; 0: no hop",),
+        first=1,
     )
 
 
@@ -139,14 +141,14 @@ def verify_simulate_depth(plan: str, cases: int, seed: int, dtype: str) -> Verif
     error_B = np.abs(simulate_depth.logits(construction, rows_BT) - want).max(axis=(1, 2)) / scale
     needed = smallest_b(model, params, rows_BT, want)
     words = [
-        ["layer", *(f"|x| at {t}" for t in (0, config.max_length // 2, config.max_length))],
+        ["next layer", *(f"|x| at {t}" for t in (0, config.max_length // 2, config.max_length))],
     ]
     idle, x = construction.slots["idle"], construction.slots["x"]
     for state_BTD in construction.states(simulate_depth.tokens(construction, rows_BT[:1])):
         turn = int(np.argmin(state_BTD[0, 0, idle]))
         norms = np.linalg.norm(state_BTD[0][:, x], axis=1)
         shown = norms[[0, config.max_length // 2, config.max_length]]
-        words.append([f"next {turn}", *(f"{value:.3g}" for value in shown)])
+        words.append([str(turn), *(f"{value:.3g}" for value in shown)])
     return Verification(
         f"{config.plan.effective_depth} layers of {plan} as one",
         cases,
@@ -154,7 +156,7 @@ def verify_simulate_depth(plan: str, cases: int, seed: int, dtype: str) -> Verif
         f"random inputs of a random model, largest relative error {error_B.max():.1e}",
         construction,
         words,
-        "the layer whose turn it is, and the size of the stream at '#', in the middle, at the end",
+        "layer, size of the stream",
         (f"B needed: at least 2^{needed}; used 2^30",),
     )
 
@@ -197,6 +199,7 @@ def verify_chain_of_thought(plan: str, m: int, cases: int, seed: int, dtype: str
         rows,
         "dummy",
         (f"margins above {1 / chain_of_thought.SHARPNESS:.1e} are told apart",),
+        first=1,
     )
 
 
