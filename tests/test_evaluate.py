@@ -27,12 +27,21 @@ def test_loops_step_tasks_and_split_can_be_chosen(
     variants_run: pathlib.Path, run_module: Callable
 ) -> None:
     workdir = f"--workdir={variants_run / 'looped'}"
-    more = ("--loops=5", "--step=8", "--tasks=group_z7_n3,group_z7_n4", "--split=test")
+    more = ("--loops=5,2", "--step=8", "--tasks=group_z7_n3,group_z7_n4", "--split=test")
     done = run_module("looped_jax.evaluate", workdir, *more)
     assert done.returncode == 0, done.stderr
-    metrics = json.loads(done.stdout)
-    assert metrics["step"] == 8
-    assert {"eval/group_z7_n3/accuracy", "eval/group_z7_n4/accuracy"} < set(metrics)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [metrics["step"] for metrics in found] == [8, 8]
+    for metrics in found:
+        assert {"eval/group_z7_n3/accuracy", "eval/group_z7_n4/accuracy"} < set(metrics)
+    # What a report reads.
+    kept = (variants_run / "looped" / "evaluations" / "held_out.jsonl").read_text().splitlines()
+    last = [json.loads(line) for line in kept[-2:]]
+    assert [(line["loops"], line["step"], line["split"]) for line in last] == [
+        (5, 8, "test"),
+        (2, 8, "test"),
+    ]
+    assert [{"step": 8, **line["metrics"]} for line in last] == found
 
 
 @pytest.mark.parametrize(
@@ -40,6 +49,7 @@ def test_loops_step_tasks_and_split_can_be_chosen(
     [
         (["--step=7"], "has no checkpoint of step 7; it has 8, 12"),
         (["--tasks=addition"], "addition has another vocabulary than group_z7_n4"),
+        (["--loops=2,x"], "--loops=x is not a loop count"),
         (["--config.train.stepz=1"], "did you mean 'train.steps'"),
     ],
 )

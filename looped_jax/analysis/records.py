@@ -104,11 +104,13 @@ class Record:
         return statistics.median(seconds) if seconds else None
 
     def by_loops(self, metric: str) -> dict[int, float]:
-        """Loop count at evaluation -> the metric at the newest checkpoint evaluated so."""
+        """Loop count at evaluation -> the metric on validation rows at the newest checkpoint
+        evaluated so."""
         path = self.workdir / EVALUATIONS
         lines = (
             [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         )
+        lines = [line for line in lines if line["split"] == "validation"]
         newest = max((line["step"] for line in lines), default=0)
         found: dict[int, float] = {}
         for line in lines:

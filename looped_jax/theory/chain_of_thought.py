@@ -55,7 +55,7 @@ def simulate_chain_of_thought(
     )
     embedding_VD = embedding_VD * config.d_model**0.5
     count, d = embedding_VD.shape
-    length, dtype = config.max_length, str(np.dtype(config.dtype).name)
+    length, dtype = config.max_length, str(np.dtype(config.dtype))
     bits = code_bits(length)
     widths = dict(x=d, start=d, before=d, at=bits, previous=bits, given=1, loss=count, token=count)
     minimum = sum(widths.values())

@@ -59,14 +59,9 @@ def simulate_depth(model: LoopedTransformer, params: object, b: float = B) -> Co
         None if positions_TD is None else positions_TD * scale,
         output_DV,
         config.max_length,
-        jnp_name(config.dtype),
+        str(np.dtype(config.dtype)),
         b,
     )
-
-
-def jnp_name(dtype: object) -> str:
-    """The name of a type."""
-    return str(np.dtype(dtype).name)  # type: ignore[call-overload]
 
 
 def loop_layers(

@@ -53,6 +53,8 @@ def stages(config: ConfigDict) -> tuple[Stage, ...]:
     if config.regularizer.block:
         raise UserError("config.stacking and config.regularizer cannot be used together")
     count = layers // block
+    if config.train.start_from:
+        raise UserError("config.stacking begins with a shallow model: not with train.start_from")
     if steps < count:
         raise UserError(f"config.train.steps={steps} is less than the {count} stages of stacking")
     shares = [i**config.stacking.power for i in range(1, count + 1)]

@@ -119,6 +119,7 @@ def test_evaluations_with_other_loop_counts_are_found(tmp_path: pathlib.Path) ->
     workdir = write_run(tmp_path / "a", evaluated(0.5))
     for step, loops, value in ((6, 1, 0.9), (12, 1, 0.1), (12, 4, 0.6), (12, None, 0.5)):
         append_evaluation(workdir, step, loops, "validation", {ACCURACY: value})
+    append_evaluation(workdir, 12, 1, "test", {ACCURACY: 0.3})
     (record,), _ = find_runs([str(tmp_path / "a")])
     assert record.by_loops(ACCURACY) == {1: 0.1, 2: 0.5, 4: 0.6}
 

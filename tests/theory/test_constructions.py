@@ -1,5 +1,6 @@
 """The four constructions against the definitions, on the model that trains."""
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from looped_jax.config import UserError
 from looped_jax.theory import chain_of_thought, group_composition, p_hop, simulate_depth
+from looped_jax.theory.construction import Construction
 from looped_jax.theory.groups import named_group
 from looped_jax.theory.learned import construction_curve
 from looped_jax.theory.verify import random_model, smallest_b
@@ -157,8 +159,9 @@ def test_any_sequence_of_three_characters_has_its_three_hops(sequence: list[int]
     assert got == [p_hop.definition(np.array(sequence), 3)]
 
 
-def _three_hops(cache: dict[str, object] = {}) -> object:  # noqa: B006 - one construction for all.
-    return cache.setdefault("built", p_hop.p_hop(3, 10, 3))
+@functools.cache
+def _three_hops() -> Construction:
+    return p_hop.p_hop(3, 10, 3)
 
 
 @pytest.mark.parametrize(

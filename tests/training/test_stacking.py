@@ -45,6 +45,7 @@ def test_the_checkpoint_of_a_stages_last_step_has_its_depth() -> None:
         ({"model__plan": "3x1", "stacking__block": 2}, "equal blocks"),
         ({"train__steps": 2}, "less than the 3 stages"),
         ({"regularizer__block": 1}, "cannot be used together"),
+        ({"train__start_from": "RUN/checkpoints/4"}, "not with train.start_from"),
     ],
 )
 def test_what_cannot_be_stacked_is_refused_in_one_line(
