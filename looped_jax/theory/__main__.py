@@ -63,6 +63,7 @@ def verify() -> None:
     sizes = [[key, built.claimed[key], built.used[key]] for key in built.claimed]
     print(f"{found.name}: {found.exact} of {found.cases} exact in {_DTYPE.value} ({found.how})\n")
     print(aligned([["size", "theorem", "used"], *sizes], left=3))
+    print(f"precision needed: {built.precision or 'float32, as the model that is simulated'}")
     print(f"\nThe loop at work ({found.places}):")
     after = ["input", *(f"loop {i}" for i in range(1, len(found.trace)))]
     widest = max(len(word) for row in found.trace for word in row)

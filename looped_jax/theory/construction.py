@@ -149,6 +149,8 @@ class Construction:
     slots: Slots
     claimed: dict[str, str]  # Sizes that the theorem states.
     used: dict[str, str]
+    # Of the numbers in it; empty where it reproduces another model's float32.
+    precision: "Precision | None" = None
 
     def logits(self, tokens_BT: np.ndarray) -> np.ndarray:
         """logits_BTV."""
@@ -207,20 +209,49 @@ def embeddable(values: np.ndarray, d: int, dtype: str) -> np.ndarray:
     return best.astype(np.float32)
 
 
-def check_precision(dtype: str, integers: float, gaps: float, size: int) -> None:
-    """UserError if a type does not hold what a construction needs: all ``integers`` up to that
-    one, and attention scores of up to so many ``gaps`` told apart, in heads of a ``size``."""
-    info = jnp.finfo(jnp.dtype(dtype))
-    exact = 2.0 ** (info.nmant + 1)
-    if integers > exact:
-        raise UserError(
-            f"{dtype} is too coarse for this construction: it needs every integer up to "
-            f"{integers:,.0f}, and {dtype} holds them up to {exact:,.0f}"
-        )
-    if 8 * gaps > exact or gaps * GAP * size**0.5 > float(info.max):
-        raise UserError(
-            f"{dtype} is too coarse for this construction: its attention scores span {gaps:,.0f} "
-            f"steps that must stay apart (float32 has enough)"
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """What a construction asks of its compute type: every integer up to ``integers``, and attention
+    scores of up to ``gaps`` GAPs told apart, in heads of a ``size``."""
+
+    integers: float
+    gaps: float
+    size: int
+    largest: float = 1.0  # Number in it, exact or not.
+
+    def check(self, dtype: str) -> None:
+        """UserError if a type is too coarse."""
+        info = jnp.finfo(jnp.dtype(dtype))
+        exact = 2.0 ** (info.nmant + 1)
+        if self.integers > exact:
+            raise UserError(
+                f"{dtype} is too coarse for this construction: it needs every integer up to "
+                f"{self.integers:,.0f}, and {dtype} holds them up to {exact:,.0f}"
+            )
+        largest = max(self.largest, self.gaps * GAP) * self.size**0.5
+        if largest > float(info.max):
+            raise UserError(
+                f"{dtype} is too small for this construction: it needs numbers up to {largest:.1e}"
+            )
+        if 8 * self.gaps > exact:
+            raise UserError(
+                f"{dtype} is too coarse for this construction: its attention scores span "
+                f"{self.gaps:,.0f} steps that must stay apart (float32 has enough)"
+            )
+
+    def enough(self, dtype: str) -> bool:
+        """Whether a type is fine enough."""
+        try:
+            self.check(dtype)
+        except UserError:
+            return False
+        return True
+
+    def __str__(self) -> str:
+        types = [t for t in ("float32", "bfloat16", "float16") if self.enough(t)]
+        return (
+            f"integers to {self.integers:,.0f}, scores over {self.gaps:,.0f} steps; enough: "
+            + ", ".join(types)
         )
 
 

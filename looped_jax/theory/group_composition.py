@@ -11,15 +11,17 @@ x ∘ y, and 6 ceil(log2 |G|) that clear what was there. All numbers are small i
 is exact.
 """
 
+import dataclasses
+
 import numpy as np
 
 from looped_jax.config import UserError
 from looped_jax.theory.construction import (
     Construction,
     LayerWeights,
+    Precision,
     Slots,
     binary_code,
-    check_precision,
     code_bits,
     construct,
     exact_width,
@@ -34,7 +36,8 @@ def group_composition(group: Group, n: int, dtype: str = "float32") -> Construct
     if n < 1:
         raise UserError(f"n={n} must be at least 1")
     m, bits = code_bits(group.order), code_bits(n + 1)
-    check_precision(dtype, integers=2 * m, gaps=bits, size=max(m, bits))
+    precision = Precision(integers=2 * m, gaps=bits, size=max(m, bits))
+    precision.check(dtype)
     minimum = 3 * (m + bits)
     slots = Slots(
         g=m, a=m, b=m, at=bits, first=bits, second=bits, spare=exact_width(minimum, dtype) - minimum
@@ -71,9 +74,10 @@ def group_composition(group: Group, n: int, dtype: str = "float32") -> Construct
         "FFN": f"|G|² + 6 ⌈log2 |G|⌉ = {group.order**2 + 6 * m}",
         "heads": "2",
     }
-    return construct(
+    built = construct(
         [layer], loops, tokens_VD, positions_TD, output_DV, slots, dtype, claimed, n + 1
     )
+    return dataclasses.replace(built, precision=precision)
 
 
 def tokens(elements_NS: np.ndarray) -> np.ndarray:

@@ -22,9 +22,9 @@ from looped_jax.theory.construction import (
     GAP,
     Construction,
     LayerWeights,
+    Precision,
     Slots,
     binary_code,
-    check_precision,
     code_bits,
 )
 
@@ -50,7 +50,10 @@ def p_hop(p: int, n: int, alphabet: int, dtype: str = "float32") -> Construction
         new_T=characters,
     )
     size = max(alphabet + n + 2, bits + characters)
-    check_precision(dtype, integers=2 * n + 1, gaps=3 * (n + 1), size=size)
+    precision = Precision(
+        integers=2 * n + 1, gaps=3 * (n + 1), size=size, largest=2 * simulate_depth.B
+    )
+    precision.check(dtype)
     digits = [int(digit) for digit in f"{p:b}"]
     hops = {digit: _hop_layer(slots, digit, size) for digit in set(digits)}
     layers = [_find_layer(slots, n, alphabet, size), *(hops[digit] for digit in digits)]
@@ -73,7 +76,7 @@ def p_hop(p: int, n: int, alphabet: int, dtype: str = "float32") -> Construction
         "layers x loops": f"1 x (⌊log2 p⌋ + 2) = 1 x {p.bit_length() + 1}",
         "embedding": f"O(log n); here n + O(log n), {looped.claimed['embedding']}",
     }
-    return Construction(looped.model, looped.params, slots, claimed, looped.used)
+    return Construction(looped.model, looped.params, slots, claimed, looped.used, precision)
 
 
 def _find_layer(slots: Slots, n: int, alphabet: int, size: int) -> LayerWeights:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from looped_jax.config import UserError
 from looped_jax.theory import chain_of_thought, group_composition, p_hop, simulate_depth
-from looped_jax.theory.construction import Construction
+from looped_jax.theory.construction import Construction, Precision
 from looped_jax.theory.groups import named_group
 from looped_jax.theory.learned import construction_curve
 from looped_jax.theory.verify import random_model, smallest_b
@@ -176,8 +176,9 @@ def test_what_is_out_of_range_is_refused(arguments: tuple[int, int, int], messag
 def test_a_type_too_coarse_for_the_scores_is_refused() -> None:
     with pytest.raises(UserError, match="bfloat16 is too coarse"):
         p_hop.p_hop(4, 256, 4, "bfloat16")
-    with pytest.raises(UserError, match="float16 is too coarse"):
-        p_hop.p_hop(4, 256, 4, "float16")
+    with pytest.raises(UserError, match="float16 is too small"):
+        p_hop.p_hop(4, 16, 4, "float16")
+    assert Precision(8, 4, 16).enough("bfloat16")
 
 
 # Theorem 5.4.
