@@ -1,4 +1,4 @@
-"""n-ary addition: tables/addition.csv, table 1 of the paper (section 2.1).
+"""n-ary addition: data/paper/addition.csv, table 1 of the paper (section 2.1).
 
 One file for every row: the argument is the plan, `experiments/addition.py:1x12`. Rows: 12x1,
 1x1, 1x12, 2x1, 2x6, 3x1, 3x4 (and 4x1, 4x3, 6x1, 6x2 of the same family). Exact match for 8, 16, 24

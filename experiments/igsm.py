@@ -1,4 +1,4 @@
-"""Symbolic i-GSM: tables/igsm.csv, table 3 of the paper (section 2.3).
+"""Symbolic i-GSM: data/paper/igsm.csv, table 2 of the paper (section 2.3).
 
 One file for every row: the argument is the plan and optionally `cot`, `experiments/igsm.py:1x8`.
 Rows: 8x1, 1x1, 1x2, 1x4, 1x8, 2x1, 2x2, 2x4, 4x1, 4x2. The answer alone is trained on and

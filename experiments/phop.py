@@ -1,4 +1,4 @@
-"""p-hop induction: tables/phop.csv, table 2 of the paper (section 2.2).
+"""p-hop induction: data/paper/phop.csv, table 1 of the paper (section 2.2).
 
 One file for every row: the argument is the plan and optionally p, `experiments/phop.py:1x6` or
 `experiments/phop.py:1x6,p32`. Rows: 6x1, 1x1, 1x6, 2x1, 2x3, 3x1, 3x2, each with p16 (the

@@ -8,12 +8,14 @@ import pytest
 from conftest import ROOT
 
 from experiments import pile
+from looped_jax.analysis import published
 from looped_jax.config import UserError, load_experiment, variant_config
 from looped_jax.training import trainer
+from looped_jax.training.sweep import load_sweep
 
 FILES = sorted(p for p in (ROOT / "experiments").glob("*.py") if p.name != "__init__.py")
 
-# The rows of the paper's tables 1 to 3: plans and what they are evaluated on.
+# The rows of the paper's tables 1 and 2: plans and what they are evaluated on.
 ADDITION = ("12x1", "1x1", "1x12", "2x1", "2x6", "3x1", "3x4")
 PHOP = ("6x1", "1x1", "1x6", "2x1", "2x3", "3x1", "3x2")
 IGSM = ("8x1", "1x1", "1x2", "1x4", "1x8", "2x1", "2x2", "2x4", "4x1", "4x2")
@@ -117,3 +119,18 @@ def test_a_foreign_argument_is_refused() -> None:
         load_experiment(str(ROOT / "experiments" / "phop.py:1x6,p64"))
     with pytest.raises(UserError, match="'cut' is not cot"):
         load_experiment(str(ROOT / "experiments" / "igsm.py:1x8,cut"))
+
+
+SWEEPS = sorted(p for p in (ROOT / "experiments/sweeps").glob("*.py") if p.name != "__init__.py")
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.name)
+def test_the_runs_of_every_sweep_are_valid(
+    path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # Their experiments are named from there.
+    runs = load_sweep(str(path), {})
+    assert len(runs) > 4
+    if path.stem in published.SYNTHETIC:  # The whole table, at its size.
+        plans = {config.model.plan for config in runs.values()}
+        assert plans == set(published.table(path.stem))

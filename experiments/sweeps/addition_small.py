@@ -1,4 +1,4 @@
-"""Addition at a laptop's size: the shape of tables/addition.csv (the paper's table 1).
+"""Addition at a laptop's size: the shape of data/paper/addition.csv (the paper's table 1).
 
 Two operands in place of up to 32, d_model 64 in place of 256, 1,500 steps in place of 200,000.
 About 12 minutes on 2 CPU cores; results in docs/results.md.

@@ -1,4 +1,4 @@
-"""i-GSM at a laptop's size: the shape of tables/igsm.csv (the paper's table 2).
+"""i-GSM at a laptop's size: the shape of data/paper/igsm.csv (the paper's table 2).
 
 Problems of 2 to 4 parameters in place of 8 to 16, d_model 64 in place of 128, 1,500 steps in place
 of 200,000. About 15 minutes on 2 CPU cores; results in docs/results.md.

@@ -1,4 +1,4 @@
-"""p-hop at a laptop's size: the shape of tables/phop.csv (the paper's table 2).
+"""p-hop at a laptop's size: the shape of data/paper/phop.csv (the paper's table 1).
 
 Two hops over 16 characters in place of 16 or 32 over 256, d_model 64 in place of 128, 1,500 steps
 in place of 200,000. By theorem, floor(log2 2) + 2 = 3 layers' depth is enough. About 10 minutes on

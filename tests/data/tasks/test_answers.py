@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from looped_jax.config import UserError
 from looped_jax.data.tasks import get_task
 from looped_jax.data.tasks.igsm import MODULUS
 from looped_jax.data.tasks.phop import hop
@@ -116,6 +117,17 @@ def test_igsm_answers_follow_from_the_shuffled_statements() -> None:
         assert 8 <= len(statements) == len({name for name, _ in statements}) <= 16
         orders.append([name for name, _ in statements].index(example["inputs"][-4:-1]))
     assert len(set(orders)) > 8  # The asked parameter stands anywhere.
+
+
+def test_small_igsm_problems_have_two_to_m_parameters_and_right_answers() -> None:
+    counts = set()
+    for example in texts("igsm_p4"):
+        assert solve(example["inputs"]) == int(example["targets"])
+        counts.add(len(STATEMENT.findall(example["inputs"])))
+    assert counts == {2, 3, 4}
+    for name in ("igsm_p1", "igsm_p8"):
+        with pytest.raises(UserError, match="parameters must be 2 to 7"):
+            get_task(name)
 
 
 def test_igsm_parameters_join_neighbouring_levels() -> None:
