@@ -1,4 +1,4 @@
-"""Every row of data/paper/addition.csv at the paper's size, three seeds (it takes the best of them).
+"""Every row of data/paper/addition.csv at the paper's size; it takes the best of three seeds.
 
 python -m looped_jax.sweep --sweep=experiments/sweeps/addition.py --workdir=DIR --print_commands
 """
