@@ -134,11 +134,12 @@ class SweepTable:
         return sum(_work(self._runs[run], self.progress(run).step) for run in self._runs)
 
     def eta_seconds(self) -> float | None:
-        """Time until all runs are done, from the work done since the start; None before any."""
+        """Time until all runs are done, from the work done since the start; None before any and
+        after all."""
         done = self._done()
-        if done <= self._done_before:
-            return None
         left = sum(_work(c, c.train.steps) for c in self._runs.values()) - done
+        if done <= self._done_before or not left:
+            return None
         return left * (time.monotonic() - self._began) / (done - self._done_before)
 
     def __rich__(self) -> Table:
@@ -201,25 +202,29 @@ def train_all(
     except OSError as error:
         raise UserError(f"cannot write in workdir {workdir}: {error.strerror}") from error
     failed: dict[str, str] = {}
-    with Live(
-        table, console=console, refresh_per_second=0.5, auto_refresh=console.is_terminal
-    ) as live:
-        for run in runs:
-            if table.progress(run).finished:
-                continue
-            table.state[run.name] = "running"
-            if not console.is_terminal:
-                console.print(f"{run.name}: started, log in {logs / run.name}.txt")
-            failure = _train_one(run, workdir, logs / f"{run.name}.txt", interrupted)
-            del table.state[run.name]
-            if interrupted():
-                raise Preempted(f"stopped; the same command goes on with {run.name}")
-            if failure is None and not table.progress(run).finished:
-                failure = "it ended before its last step"
-            if failure is not None:
-                table.state[run.name] = "failed"
-                failed[run.name] = failure
-            live.refresh()
+    try:
+        with Live(
+            table, console=console, refresh_per_second=0.5, auto_refresh=console.is_terminal
+        ) as live:
+            for run in runs:
+                if table.progress(run).finished:
+                    continue
+                table.state[run.name] = "running"
+                if not console.is_terminal:
+                    console.print(f"{run.name}: started, log in {logs / run.name}.txt")
+                failure = _train_one(run, workdir, logs / f"{run.name}.txt", interrupted)
+                del table.state[run.name]
+                if interrupted():
+                    raise Preempted(f"stopped; the same command goes on with {run.name}")
+                if failure is None and not table.progress(run).finished:
+                    failure = "it ended before its last step"
+                if failure is not None:
+                    table.state[run.name] = "failed"
+                    failed[run.name] = failure
+                live.refresh()
+    finally:
+        if not console.is_terminal:
+            console.print()  # The table ends without a newline.
     if failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise RunError(f"{len(failed)} of {len(runs)} runs failed ({reasons})")
