@@ -168,7 +168,8 @@ def _components(group: TaskGroup) -> Table | None:
             key.removeprefix(prefix).removesuffix(suffix)
             for record in columns.values()
             for key in record.evaluations[-1]
-            if key.startswith(prefix) and key.endswith(suffix)
+            # Not that of the whole text.
+            if key.startswith(prefix) and key.removeprefix(prefix).endswith(suffix)
         }
     )
     if not names:

@@ -127,12 +127,13 @@ def test_evaluations_with_other_loop_counts_are_found(tmp_path: pathlib.Path) ->
 def test_text_runs_show_perplexity_components_and_the_papers_table(tmp_path: pathlib.Path) -> None:
     for plan, value in (("1x1", 9.0), ("1x2", 8.0), ("2x1", 7.0)):
         line = {"step": 12, "eval/text/loss": 2.0, "eval/text/perplexity": value}
-        line |= {"eval/text/ArXiv/bits_per_byte": value / 4}
+        line |= {"eval/text/ArXiv/bits_per_byte": value / 4, "eval/text/bits_per_byte": 3.0}
         write_run(tmp_path / plan, [line], data__task="text", data__length=32, model__plan=plan)
     found = tables(tmp_path)
     table = found["results_text"]
     assert [row[table.header.index("% Gap")] for row in table.rows] == ["", "50", ""]
-    assert list(found["components"].rows[0]) == ["ArXiv", "2.250", "2.000", "1.750"]
+    (row,) = found["components"].rows
+    assert list(row) == ["ArXiv", "2.250", "2.000", "1.750"]
     assert "printed 95" in found["published_lm_groups"].note
 
 
