@@ -168,3 +168,20 @@ def test_folders_without_runs_are_refused_in_one_line(
     assert "holds no run" in fails_in_one_line("looped_jax.report", empty, f"--out={tmp_path}/o")
     with pytest.raises(UserError, match="no folder"):
         find_runs([str(tmp_path / "nowhere")])
+
+
+def test_isoplots_have_a_fit_per_model_and_none_from_one_checkpoint(tmp_path: pathlib.Path) -> None:
+    names = [f"eval/varassign_depth{d}_{f}/accuracy" for d in (0, 1) for f in ("math", "code")]
+
+    def line(step: int, loss: float, value: float) -> dict[str, float]:
+        return {"step": step, "eval/text/loss": loss, **dict.fromkeys(names, value)}
+
+    lines = [line(4, 3.0, 0.1), line(8, 2.5, 0.2), line(12, 2.0, 0.3)]
+    write_run(tmp_path / "1x2", lines, data__task="text", data__length=32)
+    one = dict(data__task="text", data__length=32, model__plan="1x1")
+    write_run(tmp_path / "1x1", lines[:1], **one)
+    rows = tables(tmp_path)["isoplot_group_reasoning_primitives"].rows
+    assert [list(row) for row in rows] == [
+        ["1x1", "1", "no fit: fewer than two points", ""],
+        ["1x2", "3", "-20.00", "1.00"],
+    ]
