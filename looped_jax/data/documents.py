@@ -8,7 +8,6 @@ tokenising are not and are done in many.
 
 import dataclasses
 import gzip
-import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ import zstandard
 from etils import epath
 
 from looped_jax.config import UserError
+from looped_jax.data.files import identity
 
 # The component of a document that names none.
 UNNAMED = "unnamed"
@@ -112,24 +112,12 @@ class Shards:
 
     def identity(self) -> list[dict[str, Any]]:
         """See Source."""
-        return [
-            {"file": path.name, "bytes": path.stat().length, "sha256": sha256(path)}
-            for path in self.paths
-        ]
+        return [identity(path) for path in self.paths]
 
     def blocks(self, size: int) -> Iterator[Block]:
         """See Source. UserError names a file that is empty, corrupt or truncated."""
         for path in self.paths:
             yield from _blocks(path, size)
-
-
-def sha256(path: epath.Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def cut_blocks(chunks: Iterator[bytes], where: str, size: int) -> Iterator[Block]:

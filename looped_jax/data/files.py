@@ -1,6 +1,8 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what tells them apart."""
 
+import hashlib
 import os
+from typing import Any
 
 from etils import epath
 
@@ -16,3 +18,17 @@ def write_whole(path: epath.Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def sha256(path: epath.Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def identity(path: epath.Path) -> dict[str, Any]:
+    """Name, size and SHA-256 of a file, for records of what was read."""
+    return {"file": path.name, "bytes": path.stat().length, "sha256": sha256(path)}

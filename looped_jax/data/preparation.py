@@ -29,8 +29,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from looped_jax.config import RunError, UserError
-from looped_jax.data.documents import Block, Document, Shards, Source, parse, sha256
-from looped_jax.data.files import write_whole
+from looped_jax.data.documents import Block, Document, Shards, Source, parse
+from looped_jax.data.files import sha256, write_whole
 from looped_jax.data.manifest import BYTES_OF_ID, FORMAT, NAME, Manifest, is_prepared, read_manifest
 from looped_jax.data.packing import component_id, pack, segments_of, token_dtype
 from looped_jax.data.text import SPLITS, encode, patterns

@@ -61,6 +61,8 @@ class Asked:
     examples: list[Example]
     prompts: list[Prompt]
     exemplars: list[str]
+    # What was read of each split, as DownstreamTask.source says it.
+    sources: dict[str, dict[str, Any]]
 
 
 def ask(task: DownstreamTask, settings: Settings, vocabulary: Any, max_length: int) -> Asked:
@@ -69,8 +71,10 @@ def ask(task: DownstreamTask, settings: Settings, vocabulary: Any, max_length: i
     examples = _limited(task.examples("validation", settings.data_dir), settings.limit)
     shots = task.shots if settings.shots < 0 else settings.shots
     exemplars: list[Example] = []
+    sources = {"validation": task.source("validation", settings.data_dir)}
     if shots:
         exemplars = draw_exemplars(task.examples("train", settings.data_dir), shots)
+        sources["train"] = task.source("train", settings.data_dir)
     # The last token is said, never read.
     room = max_length - task.max_new_tokens + 1
 
@@ -78,7 +82,8 @@ def ask(task: DownstreamTask, settings: Settings, vocabulary: Any, max_length: i
         return len(prompt_ids(vocabulary, text)) <= room
 
     prompts = [build_prompt(style, example, exemplars, fits) for example in examples]
-    return Asked(task, examples, prompts, [exemplar.id for exemplar in exemplars])
+    ids = [exemplar.id for exemplar in exemplars]
+    return Asked(task, examples, prompts, ids, {k: v for k, v in sources.items() if v})
 
 
 def _limited(examples: list[Example], limit: int) -> list[Example]:
@@ -86,8 +91,7 @@ def _limited(examples: list[Example], limit: int) -> list[Example]:
         return examples
     by_dialogue: dict[str, list[Example]] = {}
     for example in examples:
-        key = str(example.fields.get("dialogue_id", example.id))
-        by_dialogue.setdefault(key, []).append(example)
+        by_dialogue.setdefault(example.dialogue, []).append(example)
     names = sorted(by_dialogue)
     random.Random(0).shuffle(names)
     chosen: list[Example] = []
@@ -224,6 +228,7 @@ def _scored(
         "metrics": report.totals,
         "counts": {name: count for name, count in counts.items() if count},
         "exemplars": asked.exemplars,
+        "sources": asked.sources,
         "prompt_padding": usage.padding,
         "seconds": seconds,
     }

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,10 @@ def test_predictions_and_summary_are_written(
     assert summary["metrics"]["accuracy"] == pytest.approx(100 * right)
     assert summary["examples"] == 10
     assert len(summary["exemplars"]) == 5
+    # Both splits are in one file here; what it held can be told.
+    content = (data_dir / "svamp.jsonl").read_bytes()
+    source = {"file": "svamp.jsonl", "bytes": len(content), "sha256": sha256(content).hexdigest()}
+    assert summary["sources"] == {"train": source, "validation": source}
     assert summary["counts"]["prompts_with_fewer_exemplars"] == 10  # 96 bytes are few.
     assert 0 < summary["prompt_padding"] < 1
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["tasks"]["svamp"]

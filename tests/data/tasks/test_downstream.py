@@ -321,6 +321,18 @@ def test_exemplars_are_the_same_for_everybody() -> None:
         draw_exemplars(pool, 21)
 
 
+def test_an_exemplar_of_a_conversation_is_all_of_it() -> None:
+    pool = [
+        Example(f"d{d}_{t}", f"q{t}", ("a",), history=(("q", "a"),) * t, fields={"dialogue_id": d})
+        for d in range(3)
+        for t in range(4)
+    ]
+    drawn = draw_exemplars(pool, 3)
+    assert sorted(e.id for e in drawn) == ["d0_3", "d1_3", "d2_3"]
+    with pytest.raises(UserError, match="4 shots were asked for, the training split has 3"):
+        draw_exemplars(pool, 4)
+
+
 STYLE = Style(lambda e: f"{e.context}|{[q for q, _ in e.history]}|Q: {e.question}\nA:")
 words = st.lists(st.sampled_from(["one", "two", "three"]), max_size=12).map(" ".join)
 

@@ -15,6 +15,7 @@ from typing import Any
 from etils import epath
 
 from looped_jax.config import UserError
+from looped_jax.data.files import identity
 
 GROUPS = ("closed_book_qa", "open_book_qa", "math_word_problems", "reasoning_primitives")
 
@@ -32,6 +33,11 @@ class Example:
     history: tuple[tuple[str, str], ...] = ()
     # What the metric needs beside the answers, as looped_jax.score takes it.
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def dialogue(self) -> str:
+        """Id of the conversation that the question is a turn of; its own where it is of none."""
+        return str(self.fields.get("dialogue_id", self.id))
 
 
 def first_answer(example: Example) -> str:
@@ -55,14 +61,15 @@ class Style:
 
 
 Reader = Callable[[epath.Path], Iterator[Example]]
+# Builder, {split: TFDS split}, features -> Example (None: left out).
+TfdsSource = tuple[str, Mapping[str, str], Callable[[Any], Example | None]]
 
 
 @dataclasses.dataclass(frozen=True)
 class DownstreamTask:
     """A task. ``released``: for each split the file names that its own release has; ``reader``
-    reads one. ``tfds``: (builder, {split: TFDS split}, features -> Example) where the builder
-    carries all that the metric needs. ``where``: how to get the data. ``generate``: examples made
-    rather than read, from (split, count)."""
+    reads one. ``tfds``: where its builder carries all that the metric needs. ``where``: how to
+    get the data. ``generate``: examples made rather than read, from (split, count)."""
 
     name: str
     group: str
@@ -72,7 +79,7 @@ class DownstreamTask:
     where: str = ""
     released: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     reader: Reader | None = None
-    tfds: tuple[str, Mapping[str, str], Callable[[Any], Example | None]] | None = None
+    tfds: TfdsSource | None = None
     generate: Callable[[str, int], list[Example]] | None = None
     # A prediction from the generated text, cut at the first stop.
     extract: Callable[[str], Any] = str.strip
@@ -91,34 +98,52 @@ class DownstreamTask:
         """
         if self.generate is not None:
             return self.generate(split, count or 1000)
-        examples = self._local(split, epath.Path(data_dir)) if data_dir else self._from_tfds(split)
+        examples = self._local(split, data_dir) if data_dir else self._from_tfds(split)
         return examples[:count] if count else examples
 
-    def _local(self, split: str, folder: epath.Path) -> list[Example]:
+    def source(self, split: str, data_dir: str = "") -> dict[str, Any]:
+        """What ``examples`` reads, for records: a file with its SHA-256, or TFDS's builder, or
+        nothing where they are generated. UserError as there."""
+        if self.generate is not None:
+            return {}
+        if data_dir:
+            return identity(self._file(split, data_dir))
+        builder, splits, _ = self._tfds()
+        return {"tfds": builder, "split": splits[split]}
+
+    def _local(self, split: str, data_dir: str) -> list[Example]:
+        path = self._file(split, data_dir)
+        if self.reader is None or path.name == f"{self.name}.jsonl":
+            return read_simple(path, split)
+        return _read_released(self.reader, path)
+
+    def _file(self, split: str, data_dir: str) -> epath.Path:
+        folder = epath.Path(data_dir)
         if not folder.is_dir():
             raise UserError(f"config.eval.data_dir={folder} is not a folder")
+        names = (f"{self.name}.jsonl", *self.released.get(split, ()))
         for place in (folder, folder / self.name):
-            simple = place / f"{self.name}.jsonl"
-            if simple.is_file():
-                return read_simple(simple, split)
-            for name in self.released.get(split, ()):
-                if self.reader is not None and (place / name).is_file():
-                    return _read_released(self.reader, place / name)
-        names = ", ".join([f"{self.name}.jsonl", *self.released.get(split, ())])
+            for name in names:
+                if (place / name).is_file():
+                    return place / name
         raise UserError(
-            f"task {self.name}: no {names} in config.eval.data_dir={folder}; {self.where}"
+            f"task {self.name}: no {', '.join(names)} in config.eval.data_dir={folder}; "
+            f"{self.where}"
         )
 
     def _from_tfds(self, split: str) -> list[Example]:
+        from looped_jax.data.tasks.downstream.tfds_source import load
+
+        builder, splits, to_example = self._tfds()
+        return load(self.name, builder, splits[split], to_example, self.where)
+
+    def _tfds(self) -> TfdsSource:
         if self.tfds is None:
             raise UserError(
                 f"task {self.name}: its files are needed: set --config.eval.data_dir (--data_dir "
                 f"of looped_jax.tasks); {self.where}"
             )
-        from looped_jax.data.tasks.downstream.tfds_source import load
-
-        builder, splits, to_example = self.tfds
-        return load(self.name, builder, splits[split], to_example, self.where)
+        return self.tfds
 
 
 def read_simple(path: epath.Path, split: str) -> list[Example]:
@@ -174,11 +199,13 @@ def _read_released(reader: Reader, path: epath.Path) -> list[Example]:
 def draw_exemplars(pool: Sequence[Example], shots: int, seed: int = 0) -> list[Example]:
     """The same exemplars for everybody: drawn from the pool, ordered by id, by a fixed seed.
 
-    UserError if the pool has too few.
+    A conversation is one exemplar: its last turn, which carries all before it. UserError if the
+    pool has too few.
     """
-    if shots > len(pool):
-        raise UserError(f"{shots} shots were asked for, the training split has {len(pool)}")
-    ordered = sorted(pool, key=lambda example: example.id)
+    last_turns = {example.dialogue: example for example in pool}
+    if shots > len(last_turns):
+        raise UserError(f"{shots} shots were asked for, the training split has {len(last_turns)}")
+    ordered = sorted(last_turns.values(), key=lambda example: example.id)
     return random.Random(seed).sample(ordered, shots)
 
 
