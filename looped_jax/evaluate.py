@@ -25,6 +25,7 @@ from looped_jax.data.tasks import downstream
 from looped_jax.evaluation.downstream import Settings, evaluate_tasks, scalars, table
 from looped_jax.evaluation.held_out import Evaluator
 from looped_jax.inference.generator import Generator
+from looped_jax.parallel import distributed
 from looped_jax.training.run import OpenRun, open_run
 from looped_jax.training.trainer import held_out_sets
 
@@ -38,7 +39,8 @@ _BATCH = flags.DEFINE_integer("batch_size", 16, "Prompts at a time.", lower_boun
 
 
 def main(overrides: dict[str, str]) -> None:
-    """Restores, evaluates, prints."""
+    """Restores, evaluates, prints; several processes together (parallel/distributed.py)."""
+    distributed.join()
     if _TASKS.value:
         overrides = {**overrides, "eval.tasks": ",".join(_TASKS.value)}
     run = open_run(_WORKDIR.value, _STEP.value, overrides)
@@ -55,11 +57,12 @@ def main(overrides: dict[str, str]) -> None:
         metrics: dict[str, float] = {}
         for held_out in sets:
             metrics |= evaluator(params, held_out) or {}
-        if metrics:
+        if metrics and distributed.is_first():
             append_evaluation(run.workdir, run.step, loops, _SPLIT.value, metrics)
         if names:
             metrics |= evaluate_downstream(run, params, names, loops)
-        print(json.dumps({"step": run.step, **metrics}), flush=True)
+        if distributed.is_first():
+            print(json.dumps({"step": run.step, **metrics}), flush=True)
 
 
 def loop_counts(texts: list[str]) -> list[int | None]:
@@ -83,10 +86,12 @@ def evaluate_downstream(
     parts += [f"limit{settings.limit}"] if settings.limit else []
     folder = run.workdir / "evaluations" / "_".join(parts)
     vocabulary = run_vocabulary(job.config)
-    summary = evaluate_tasks(names, settings, generator, vocabulary, folder)
+    first = distributed.is_first()
+    summary = evaluate_tasks(names, settings, generator, vocabulary, folder, show_progress=first)
     tasks = {name: summary["tasks"][name] for name in names}
-    print(table(tasks, summary["averages"]), file=sys.stderr)
-    print(f"predictions and summary.json: {folder}", file=sys.stderr)
+    if first:
+        print(table(tasks, summary["averages"]), file=sys.stderr)
+        print(f"predictions and summary.json: {folder}", file=sys.stderr)
     found: dict[str, float] = {}
     for name, of_task in tasks.items():
         found |= scalars(name, of_task)

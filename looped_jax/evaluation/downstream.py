@@ -33,6 +33,7 @@ from looped_jax.data.tasks.downstream.base import (
 from looped_jax.evaluation.metrics import METRICS
 from looped_jax.inference.generator import Generator, Usage
 from looped_jax.inference.text import complete, prompt_ids
+from looped_jax.parallel import distributed
 
 BOOTSTRAP_SAMPLES = 1000
 # The groups of the paper's "All tasks" average: all but the reasoning primitives.
@@ -115,16 +116,18 @@ def run_task(
 
     With ``out`` (a JSONL file) predictions are kept there, and those that are there already are
     not made again. None if ``stop``, asked between batches, says so. RunError if ``out`` cannot
-    be written.
+    be written. Several processes run a task together; only the first has ``out`` and, where there
+    are predictions in it, a summary that counts them.
     """
     started = time.perf_counter()
     generator.usage = Usage()
     style = asked.task.style(style_name)
     predictions = _kept(out, asked) if out is not None else {}
+    missing = np.array([example.id not in predictions for example in asked.examples])
     todo = [
-        i
-        for i, (example, prompt) in enumerate(zip(asked.examples, asked.prompts, strict=True))
-        if example.id not in predictions and not prompt.too_long
+        int(i)
+        for i in np.flatnonzero(distributed.from_first(missing))
+        if not asked.prompts[i].too_long
     ]
     # Long and short prompts apart, as the generator batches them.
     todo.sort(key=lambda i: len(asked.prompts[i].text))
@@ -288,18 +291,25 @@ def evaluate_tasks(
 
     With ``folder`` predictions go to NAME.jsonl in it and the summary to summary.json, which keeps
     the tasks that earlier calls left there. Every task's data is looked for before the first
-    starts.
+    starts. Of several processes the first one writes.
     """
     asked = {name: ask(TASKS[name], settings, vocabulary, generator.max_length) for name in names}
     summary: dict[str, Any] = {"tasks": {}, "averages": {}}
     path = folder / "summary.json" if folder is not None else None
-    if folder is not None and path is not None:
+
+    def open_folder() -> None:
+        if folder is None or path is None:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
             try:
-                summary = json.loads(path.read_text())
+                summary.update(json.loads(path.read_text()))
             except ValueError as error:
                 raise UserError(f"{path} is damaged ({error}); remove it") from error
+
+    distributed.first_does(open_folder)
+    if not distributed.is_first():
+        folder = path = None
     for name in names:
         out = folder / f"{name}.jsonl" if folder is not None else None
         result = run_task(

@@ -19,7 +19,7 @@ from looped_jax.data.rows import EOS, PAD
 from looped_jax.inference.cache import Cache, decode, prefill
 from looped_jax.inference.sampling import Sampling, sample
 from looped_jax.models.transformer import LoopedTransformer
-from looped_jax.parallel.mesh import BATCH_AXES, mesh_context
+from looped_jax.parallel.mesh import BATCH_AXES, mesh_context, replicated
 
 GREEDY = Sampling()
 _SMALLEST = 16
@@ -67,7 +67,7 @@ class Usage:
 
 class Generator:
     """Generates with one model, laid out over a mesh like in training. ``params`` may be changed
-    between calls: nothing is compiled anew."""
+    between calls: nothing is compiled anew. Several processes all ask the same and all get it."""
 
     def __init__(
         self,
@@ -98,9 +98,14 @@ class Generator:
         # copy, in code laid out straight by a slow loop (docs/performance.md).
         rolled = LoopedTransformer(dataclasses.replace(model.config, unroll="none"))
         self._decode = jax.jit(
-            functools.partial(_decode_chunk, rolled, loops), static_argnums=(0, 1), donate_argnums=3
+            functools.partial(_decode_chunk, rolled, loops),
+            static_argnums=(0, 1),
+            donate_argnums=3,
+            out_shardings=(replicated(mesh), None, None),
         )
-        self._score = jax.jit(functools.partial(_token_scores, model, loops))
+        self._score = jax.jit(
+            functools.partial(_token_scores, model, loops), out_shardings=replicated(mesh)
+        )
 
     def generate(
         self,

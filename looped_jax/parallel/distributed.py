@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from looped_jax.config import UserError
@@ -78,6 +79,11 @@ def first_does(action: Callable[[], T]) -> None:
             failed = error
     if multihost_utils.broadcast_one_to_all(jax.numpy.asarray(failed is not None)):
         raise failed or UserError("the first process could not go on, see there")
+
+
+def from_first(array: np.ndarray) -> np.ndarray:
+    """The first process's array, of the same shape in each."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(array)) if several() else array
 
 
 def stop_at(step: int) -> bool:

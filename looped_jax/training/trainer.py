@@ -108,11 +108,6 @@ def _downstream_tasks(config: ConfigDict, max_length: int) -> tuple[Asked, ...]:
     if config.data.task != "text":
         return ()
     names = expand(tuple(name for name in config.eval.tasks if name != "text"))
-    if names and distributed.several():
-        raise UserError(
-            f"config.eval.tasks: {names[0]} is not evaluated by several processes; evaluate the "
-            "checkpoints afterwards, python -m looped_jax.evaluate"
-        )
     settings = Settings.from_config(config, config.eval.examples)
     vocabulary = run_vocabulary(config)
     return tuple(ask(TASKS[name], settings, vocabulary, max_length) for name in names)

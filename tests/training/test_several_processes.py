@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, VARIANTS
+from helpers import write_language_model, write_pile
 
 LONG = ("--config.train.steps=100000", "--config.eval.every=100000", "--config.checkpoint.every=25")
 
@@ -28,15 +29,18 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def start(
     experiment: pathlib.Path, workdir: pathlib.Path, processes: int, *arguments: str
 ) -> list[subprocess.Popen[str]]:
-    """Four devices in all, shared out over so many processes."""
+    """Trains; four devices in all, shared out over so many processes."""
+    return launch("main", processes, f"--config={experiment}", f"--workdir={workdir}", *arguments)
+
+
+def launch(module: str, processes: int, *arguments: str) -> list[subprocess.Popen[str]]:
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
     several = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(processes)}
-    command = [sys.executable, "-m", "looped_jax.main", f"--config={experiment}"]
     return [
         subprocess.Popen(
-            [*command, f"--workdir={workdir}", *arguments],
+            [sys.executable, "-m", f"looped_jax.{module}", *arguments],
             cwd=ROOT,
             env={
                 **os.environ,
@@ -107,6 +111,42 @@ def test_several_processes_train_as_one(
     assert found.keys() == expected.keys() and len(found) > 10
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+
+
+def test_several_processes_evaluate_downstream_tasks_as_one(tmp_path: pathlib.Path) -> None:
+    write_pile(tmp_path / "pile")
+    task = "varassign_depth0_math"
+    write_language_model(
+        tmp_path / "lm.py",
+        data__path=str(tmp_path / "pile"),
+        data__length=96,
+        train__steps=2,
+        eval__examples=4,
+        eval__tasks=("text", task),
+        eval__style="line",
+        eval__shots=0,
+    )
+    done = finish(start(tmp_path / "lm.py", tmp_path / "run", 2))
+    assert [code for code, _, _ in done] == [0, 0], done
+    assert (2, f"eval/{task}/accuracy") in losses(tmp_path / "run")
+
+    def evaluate(processes: int) -> tuple[dict[str, float], list[str]]:
+        done = finish(launch("evaluate", processes, f"--workdir={tmp_path / 'run'}", "--limit=6"))
+        assert [code for code, _, _ in done] == [0] * processes, done
+        assert [bool(out) for _, out, _ in done] == [True] + [False] * (processes - 1)
+        return json.loads(done[0][1]), predictions.read_text().splitlines(keepends=True)
+
+    evaluations = tmp_path / "run" / "evaluations"
+    predictions = evaluations / "step2_line_shots0_limit6" / f"{task}.jsonl"
+    by_one = evaluate(1)
+    assert len(by_one[1]) == 6
+    evaluations.rename(tmp_path / "by_one")
+    by_two = evaluate(2)
+    assert by_two[1] == by_one[1]
+    assert by_two[0] == pytest.approx(by_one[0], rel=1e-4)
+    # Interrupted: what the first one has kept is not asked again by any.
+    predictions.write_text("".join(by_two[1][:3]))
+    assert evaluate(2)[1] == by_two[1]
 
 
 def test_a_signal_to_one_stops_all_at_one_step_and_another_number_goes_on(
