@@ -29,6 +29,7 @@ from looped_jax.theory.construction import (
     binary_code,
     code_bits,
     construct,
+    ends_of,
     exact_width,
     layers_of,
 )
@@ -48,13 +49,8 @@ def simulate_chain_of_thought(
     if not 1 <= m < config.max_length:
         raise UserError(f"m={m} must be 1 to {config.max_length - 1}, less than the model's length")
     originals = layers_of(model, params)
-    tree = params
-    embedding_VD = np.asarray(tree["embed"]["embedding"], np.float64)  # type: ignore[index]
-    output_DV = (
-        embedding_VD.T if config.tied_output else np.asarray(tree["output"]["kernel"], np.float64)  # type: ignore[index]
-    )
-    embedding_VD = embedding_VD * config.d_model**0.5
-    count, d = embedding_VD.shape
+    ends = ends_of(model, params)
+    count, d = ends.tokens_VD.shape
     length, dtype = config.max_length, str(np.dtype(config.dtype))
     bits = code_bits(length)
     widths = dict(x=d, start=d, before=d, at=bits, previous=bits, given=1, loss=count, token=count)
@@ -63,22 +59,21 @@ def simulate_chain_of_thought(
     heads, size = config.num_heads, max(config.head_dim, bits, -(-d // config.num_heads))
     layers = [_within(layer, slots, size) for layer in originals]
     layers += [
-        _look_back(slots, heads, size, output_DV, sharpness),
-        _decode(slots, heads, size, embedding_VD),
+        _look_back(slots, heads, size, ends.output_DV, sharpness),
+        _decode(slots, heads, size, ends.tokens_VD),
     ]
 
     tokens_VD = np.zeros((count + 1, slots.size))
     for name in ("x", "start"):
-        tokens_VD[:count, slots[name]] = embedding_VD
+        tokens_VD[:count, slots[name]] = ends.tokens_VD
     tokens_VD[:count, slots["given"]] = 1
     i = np.arange(length)
     positions_TD = np.zeros((length, slots.size))
     positions_TD[:, slots["at"]] = binary_code(i, bits)
     positions_TD[:, slots["previous"]] = binary_code(np.maximum(i - 1, 0), bits)
-    if config.positions == "learned":
-        own_TD = np.asarray(tree["position_embedding"], np.float64)  # type: ignore[index]
+    if ends.positions_TD is not None:
         for name in ("x", "start"):
-            positions_TD[:, slots[name]] = own_TD * d**0.5
+            positions_TD[:, slots[name]] = ends.positions_TD
     read_DV = np.zeros((slots.size, count + 1))
     read_DV[slots["token"], np.arange(count)] = 1
     claimed = {

@@ -346,6 +346,29 @@ def layers_of(model: LoopedTransformer, params: Any) -> list[LayerWeights]:
     return layers
 
 
+@dataclasses.dataclass(frozen=True)
+class Ends:
+    """What stands around a model's layers: the residual stream begins as a row of tokens_VD plus,
+    with learned positions, one of positions_TD; the logits are what it ends as times output_DV."""
+
+    tokens_VD: np.ndarray
+    positions_TD: np.ndarray | None
+    output_DV: np.ndarray
+
+
+def ends_of(model: LoopedTransformer, params: Any) -> Ends:
+    """Its embeddings, with the factor of sqrt(d_model) that the model gives them, and output."""
+    config = model.config
+    embedding_VD = np.asarray(params["embed"]["embedding"], np.float64)
+    scale = config.d_model**0.5
+    positions_TD = None
+    if config.positions == "learned":
+        positions_TD = scale * np.asarray(params["position_embedding"], np.float64)
+    tied = config.tied_output
+    output_DV = embedding_VD.T if tied else np.asarray(params["output"]["kernel"], np.float64)
+    return Ends(scale * embedding_VD, positions_TD, output_DV)
+
+
 def _unstacked(stacked: Any, index: int) -> LayerWeights:
     def parts(dense: Any) -> tuple[np.ndarray, np.ndarray | None]:
         kernel = np.asarray(dense["kernel"][index], np.float64)

@@ -116,17 +116,6 @@ def _hop_layer(slots: Slots, digit: int, size: int) -> LayerWeights:
     return layer
 
 
-def definition(sequence_N: np.ndarray, p: int) -> int | None:
-    """hop_p(v) of the paper's section 2.2, by its definition; None for ⊥."""
-    i = len(sequence_N)
-    for _ in range(p):
-        if i == 0:
-            return None
-        earlier = [j for j in range(2, i + 1) if sequence_N[j - 2] == sequence_N[i - 1]]
-        i = max(earlier, default=0)
-    return int(sequence_N[i - 1]) if i else None
-
-
 def tokens(construction: Construction, sequences_BN: np.ndarray) -> np.ndarray:
     """'$' and the sequence, and '#' before them."""
     dollar = construction.model.config.vocab_size - 2

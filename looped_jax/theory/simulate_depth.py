@@ -28,6 +28,7 @@ from looped_jax.theory.construction import (
     LayerWeights,
     Slots,
     construct,
+    ends_of,
     exact_width,
     layers_of,
 )
@@ -42,22 +43,12 @@ def simulate_depth(model: LoopedTransformer, params: object, b: float = B) -> Co
     those of the model, and '#' is never the likeliest. UserError for a model of another class.
     """
     config = model.config
-    layers = layers_of(model, params)
-    tree = params
-    embedding_VD = np.asarray(tree["embed"]["embedding"], np.float64)  # type: ignore[index]
-    positions_TD = None
-    if config.positions == "learned":
-        positions_TD = np.asarray(tree["position_embedding"], np.float64)  # type: ignore[index]
-    output_DV = (
-        embedding_VD.T if config.tied_output else np.asarray(tree["output"]["kernel"], np.float64)  # type: ignore[index]
-    )
-    # The model scales what it embeds.
-    scale = config.d_model**0.5
+    ends = ends_of(model, params)
     return loop_layers(
-        layers,
-        embedding_VD * scale,
-        None if positions_TD is None else positions_TD * scale,
-        output_DV,
+        layers_of(model, params),
+        ends.tokens_VD,
+        ends.positions_TD,
+        ends.output_DV,
         config.max_length,
         str(np.dtype(config.dtype)),
         b,

@@ -9,6 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from looped_jax.config import UserError
+from looped_jax.data.tasks.phop import hop
 from looped_jax.models.layers import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.transformer import LoopedTransformer
@@ -74,7 +75,7 @@ def verify_p_hop(p: int, n: int, alphabet: int, cases: int, seed: int, dtype: st
     special = [np.zeros(n, int), np.arange(n) % alphabet, np.arange(n) // 2 % alphabet]
     sequences = np.concatenate([np.stack(special), rng.integers(0, alphabet, (cases, n))])
     got = p_hop.answers(construction, sequences)
-    want = [p_hop.definition(row, p) for row in sequences]
+    want = [hop(row.tolist(), p) for row in sequences]
     # An example with an answer, if there is one.
     at = max((i for i, answer in enumerate(want) if answer is not None), default=len(want) - 1)
     shown = sequences[at]

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from looped_jax.config import UserError
+from looped_jax.data.tasks.phop import hop
 from looped_jax.theory import chain_of_thought, group_composition, p_hop, simulate_depth
 from looped_jax.theory.construction import Construction, Precision
 from looped_jax.theory.groups import named_group
@@ -139,7 +140,7 @@ def test_hops_are_those_of_the_definition(p: int, n: int, alphabet: int) -> None
         *rng.integers(0, alphabet, (12, n)),
     ]
     built = p_hop.p_hop(p, n, alphabet)
-    want = [p_hop.definition(row, p) for row in rows]
+    want = [hop(row.tolist(), p) for row in rows]
     assert p_hop.answers(built, np.stack(rows)) == want
     assert str(built.model.config.plan) == f"1x{int(np.log2(p)) + 2}"
 
@@ -148,7 +149,7 @@ def test_long_sequences_and_many_hops_are_right() -> None:
     rng = np.random.default_rng(0)
     rows = np.concatenate([rng.integers(0, 4, (3, 256)), [np.arange(256) % 4]])
     built = p_hop.p_hop(64, 256, 4)
-    assert p_hop.answers(built, rows) == [p_hop.definition(row, 64) for row in rows]
+    assert p_hop.answers(built, rows) == [hop(row.tolist(), 64) for row in rows]
     assert str(built.model.config.plan) == "1x8"
 
 
@@ -156,7 +157,7 @@ def test_long_sequences_and_many_hops_are_right() -> None:
 @given(st.lists(st.integers(0, 2), min_size=10, max_size=10))
 def test_any_sequence_of_three_characters_has_its_three_hops(sequence: list[int]) -> None:
     got = p_hop.answers(_three_hops(), np.array([sequence]))
-    assert got == [p_hop.definition(np.array(sequence), 3)]
+    assert got == [hop(sequence, 3)]
 
 
 @functools.cache

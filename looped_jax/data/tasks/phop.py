@@ -10,11 +10,16 @@ needs v at i_m - 1 to be c_{m-1}, and no c_{m-1} from i_m up to i_{m-1} - 1; eve
 position is uniform over the characters which respect that.
 """
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
 
 from looped_jax.config import UserError
 from looped_jax.data.rows import FIRST_FREE_ID
 from looped_jax.data.tasks.base import Examples, SyntheticTask, Vocabulary
+
+T = TypeVar("T")
 
 ALPHABET = "abcd"
 
@@ -61,7 +66,7 @@ class PHop(SyntheticTask):
         return Examples(FIRST_FREE_ID + sequence, FIRST_FREE_ID + chain[:, -1:])
 
 
-def hop(sequence: str, hops: int) -> str | None:
+def hop(sequence: Sequence[T], hops: int) -> T | None:
     """hop_p(v) by its definition, slowly; None where a hop leads nowhere (⊥)."""
     i = len(sequence)  # 1-based, as in the paper.
     for _ in range(hops):
