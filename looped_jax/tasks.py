@@ -3,13 +3,17 @@
 python -m looped_jax.tasks --list
 python -m looped_jax.tasks --task=addition --split=train --num=3 --seed=0
 python -m looped_jax.tasks --task=svamp --split=validation --num=3 --data_dir=$EVALS_DIR
+python -m looped_jax.tasks --task=varassign_depth0_math --style=line --documents --num=50000
 
-A downstream task is printed without exemplars, as its default style asks it; what an exemplar
-would answer is its target. Its examples are in the order of its files, whatever the seed.
+A downstream task is printed without exemplars, as its default style (or --style) asks it; what an
+exemplar would answer is its target. Its examples are in the order of its files, whatever the seed.
+With --documents a line is a document to train a language model on, `prompt` (read, not trained on)
+and `text`, just as the task is asked and to be answered.
 """
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -19,17 +23,20 @@ from looped_jax.config import UserError, nearest
 from looped_jax.data.tasks import get_task, task_names
 from looped_jax.data.tasks.base import SPLITS
 from looped_jax.data.tasks.downstream import TASKS
+from looped_jax.data.tasks.downstream.base import DownstreamTask
 
 _LIST = flags.DEFINE_bool("list", False, "Print one task name a line.")
 _TASK = flags.DEFINE_string("task", "", "Task to print examples of.")
 _SPLIT = flags.DEFINE_string("split", "train", "train, validation or test.")
-_NUM = flags.DEFINE_integer("num", 10, "Number of examples.", lower_bound=0)
+_NUM = flags.DEFINE_integer("num", 10, "Number of examples.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the examples.", lower_bound=0)
+_STYLE = flags.DEFINE_string("style", "default", "How a downstream task is asked.")
+_DOCUMENTS = flags.DEFINE_bool("documents", False, "Print documents of a downstream task.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of a downstream task's files.")
 
 
 def main(overrides: dict[str, str]) -> None:
-    """Prints names, or JSON lines with `inputs` and `targets`."""
+    """Prints names, or JSON lines with `inputs` and `targets`, or documents."""
     if overrides:
         raise UserError("looped_jax.tasks takes no --config overrides")
     names = list(dict.fromkeys((*task_names(), *TASKS)))
@@ -40,7 +47,10 @@ def main(overrides: dict[str, str]) -> None:
         raise UserError("say --list, or --task=NAME")
     if _SPLIT.value not in SPLITS:
         raise UserError(f"split {_SPLIT.value!r} is not one of {', '.join(SPLITS)}")
-    for example in examples(_TASK.value, names):
+    if _DOCUMENTS.value and _TASK.value not in TASKS:
+        near = nearest(_TASK.value, list(TASKS))
+        raise UserError(f"--documents is for downstream tasks; {_TASK.value!r} is none{near}")
+    for example in documents() if _DOCUMENTS.value else examples(_TASK.value, names):
         sys.stdout.write(json.dumps(example) + "\n")
 
 
@@ -55,11 +65,25 @@ def examples(name: str, names: list[str]) -> list[dict[str, str]]:
                 raise UserError(f"no task {name!r}{near}") from error
             raise
         return synthetic.texts(_SEED.value, _SPLIT.value, np.arange(_NUM.value))
-    style = task.style("default")
+    return [{"inputs": asked, "targets": answer} for asked, answer in asked_and_answered(task)]
+
+
+def documents() -> list[dict[str, Any]]:
+    """The same of a downstream task, as what a language model trains on (docs/data.md)."""
     return [
-        {"inputs": style.question(example), "targets": style.answer(example)}
-        for example in task.examples(_SPLIT.value, _DATA_DIR.value)[: _NUM.value]
+        {"prompt": asked, "text": f" {answer}", "meta": {"pile_set_name": _TASK.value}}
+        for asked, answer in asked_and_answered(TASKS[_TASK.value])
     ]
+
+
+def asked_and_answered(task: DownstreamTask) -> list[tuple[str, str]]:
+    """Its examples in the style that the flags ask for. UserError for a style it does not have."""
+    if _STYLE.value not in task.styles:
+        known = ", ".join(task.styles)
+        raise UserError(f"task {task.name} has no style {_STYLE.value!r}; it has {known}")
+    style = task.styles[_STYLE.value]
+    examples = task.examples(_SPLIT.value, _DATA_DIR.value, _NUM.value)[: _NUM.value]
+    return [(style.question(example), style.answer(example)) for example in examples]
 
 
 if __name__ == "__main__":

@@ -47,5 +47,15 @@ def test_a_downstream_task_is_printed_as_it_is_asked(
     arguments = ("--task=asdiv", "--split=validation", f"--data_dir={tmp_path}")
     done = run_module("looped_jax.tasks", *arguments)
     assert json.loads(done.stdout) == {"inputs": "Question: 1 and 1?\nAnswer:", "targets": "2"}
+    done = run_module("looped_jax.tasks", *arguments, "--documents", "--num=1")
+    assert json.loads(done.stdout) == {
+        "prompt": "Question: 1 and 1?\nAnswer:",
+        "text": " 2",
+        "meta": {"pile_set_name": "asdiv"},
+    }
+    line = fails_in_one_line("looped_jax.tasks", *arguments, "--style=line")
+    assert "task asdiv has no style 'line'; it has default" in line
+    line = fails_in_one_line("looped_jax.tasks", "--task=asdif", "--documents")
+    assert "--documents is for downstream tasks; 'asdif' is none; did you mean 'asdiv'?" in line
     line = fails_in_one_line("looped_jax.tasks", "--task=asdiv")
     assert "task asdiv: its files are needed" in line and "get ASDiv.xml" in line
