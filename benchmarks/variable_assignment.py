@@ -1,9 +1,9 @@
 """Documents that teach a small language model variable assignment, in the one-line form.
 
-    python -m benchmarks.variable_assignment --out=runs/varassign
+    python -m benchmarks.variable_assignment --out=runs/programs
 
-writes train-0.jsonl and val.jsonl, to fine-tune on (docs/evaluate.md has the commands). Programs
-alone do not teach a model of this size: for thousands of steps it says any value that it has seen.
+writes Pile-format shards for experiments/assignment.py (docs/evaluate.md). Programs alone do not
+teach a model of this size: for thousands of steps it says any value that it has seen.
 What is asked for is induction, to find a name's earlier occurrence and copy what followed; in
 `b=? 5` name and value are three characters apart, and nothing is learned of finding until
 something is known of looking back, and the other way round. So half of the documents are easier
@@ -17,11 +17,12 @@ import pathlib
 import re
 
 import numpy as np
+import zstandard
 from absl import app, flags
 
 from looped_jax.data.tasks.downstream import TASKS
 
-_OUT = flags.DEFINE_string("out", "runs/varassign", "Folder to write to.")
+_OUT = flags.DEFINE_string("out", "runs/programs", "Folder to write to.")
 _DOCUMENTS = flags.DEFINE_integer("documents", 80_000, "Documents to train on.", lower_bound=2)
 
 NAMES = ("varassign_depth0_math", "varassign_depth1_math")
@@ -79,10 +80,11 @@ def main(_: list[str]) -> None:
     walks = _DOCUMENTS.value - len(train)
     train += [{"text": walk(rng), "meta": {"pile_set_name": "walk"}} for _ in range(walks)]
     order = rng.permutation(len(train))
-    for name, documents in (("train-0", [train[i] for i in order]), ("val", validation)):
-        lines = (json.dumps(document) + "\n" for document in documents)
-        (out / f"{name}.jsonl").write_text("".join(lines))
-        print(f"{len(documents):,} documents: {out / name}.jsonl")
+    for name, documents in (("train-00000", [train[i] for i in order]), ("val", validation)):
+        lines = "".join(json.dumps(document) + "\n" for document in documents)
+        path = out / f"{name}.jsonl.zst"
+        path.write_bytes(zstandard.compress(lines.encode()))
+        print(f"{len(documents):,} documents: {path}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,12 @@ import json
 import pathlib
 from collections.abc import Callable
 
+import zstandard
+
+
+def read_shard(path: pathlib.Path) -> bytes:
+    return zstandard.decompress(path.read_bytes())
+
 
 def test_all_answers_follow_and_no_program_is_evaluated(
     run_module: Callable, tmp_path: pathlib.Path
@@ -12,8 +18,8 @@ def test_all_answers_follow_and_no_program_is_evaluated(
     done = run_module("benchmarks.variable_assignment", f"--out={tmp_path}", "--documents=200")
     assert done.returncode == 0, done.stderr
     train, validation = (
-        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
-        for name in ("train-0", "val")
+        [json.loads(line) for line in read_shard(tmp_path / f"{name}.jsonl.zst").splitlines()]
+        for name in ("train-00000", "val")
     )
     programs = [document for document in train if "prompt" in document]
     assert (len(train), len(programs), len(validation)) == (200, 100, 400)
