@@ -7,8 +7,9 @@ python -m looped_jax.tasks --task=varassign_depth0_math --style=line --documents
 
 A downstream task is printed without exemplars, as its default style (or --style) asks it; what an
 exemplar would answer is its target. Its examples are in the order of its files, whatever the seed.
-With --documents a line is a document to train a language model on, `prompt` (read, not trained on)
-and `text`, just as the task is asked and to be answered.
+One that is also a synthetic task is printed as that one unless --style is given. With --documents a
+line is a document to train a language model on, `prompt` (read, not trained on) and `text`, just as
+the task is asked and to be answered.
 """
 
 import json
@@ -23,14 +24,14 @@ from looped_jax.config import UserError, nearest
 from looped_jax.data.tasks import get_task, task_names
 from looped_jax.data.tasks.base import SPLITS
 from looped_jax.data.tasks.downstream import TASKS
-from looped_jax.data.tasks.downstream.base import DownstreamTask
+from looped_jax.data.tasks.downstream.base import DownstreamTask, Example, Style
 
 _LIST = flags.DEFINE_bool("list", False, "Print one task name a line.")
 _TASK = flags.DEFINE_string("task", "", "Task to print examples of.")
 _SPLIT = flags.DEFINE_string("split", "train", "train, validation or test.")
 _NUM = flags.DEFINE_integer("num", 10, "Number of examples.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the examples.", lower_bound=0)
-_STYLE = flags.DEFINE_string("style", "default", "How a downstream task is asked.")
+_STYLE = flags.DEFINE_string("style", "", "How a downstream task is asked; empty: its default.")
 _DOCUMENTS = flags.DEFINE_bool("documents", False, "Print documents of a downstream task.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of a downstream task's files.")
 
@@ -47,9 +48,10 @@ def main(overrides: dict[str, str]) -> None:
         raise UserError("say --list, or --task=NAME")
     if _SPLIT.value not in SPLITS:
         raise UserError(f"split {_SPLIT.value!r} is not one of {', '.join(SPLITS)}")
-    if _DOCUMENTS.value and _TASK.value not in TASKS:
+    if (_DOCUMENTS.value or _STYLE.value) and _TASK.value not in TASKS:
+        flag = "--documents" if _DOCUMENTS.value else "--style"
         near = nearest(_TASK.value, list(TASKS))
-        raise UserError(f"--documents is for downstream tasks; {_TASK.value!r} is none{near}")
+        raise UserError(f"{flag} is for downstream tasks; {_TASK.value!r} is none{near}")
     for example in documents() if _DOCUMENTS.value else examples(_TASK.value, names):
         sys.stdout.write(json.dumps(example) + "\n")
 
@@ -57,7 +59,7 @@ def main(overrides: dict[str, str]) -> None:
 def examples(name: str, names: list[str]) -> list[dict[str, str]]:
     """The examples that the flags ask for, as text."""
     task = TASKS.get(name)
-    if task is None or task.generate is not None:
+    if task is None or (task.generate is not None and not _STYLE.value):
         try:
             synthetic = get_task(name)
         except UserError as error:
@@ -65,25 +67,27 @@ def examples(name: str, names: list[str]) -> list[dict[str, str]]:
                 raise UserError(f"no task {name!r}{near}") from error
             raise
         return synthetic.texts(_SEED.value, _SPLIT.value, np.arange(_NUM.value))
-    return [{"inputs": asked, "targets": answer} for asked, answer in asked_and_answered(task)]
+    style, asked = asked_in_style(task)
+    return [{"inputs": style.question(e), "targets": style.answer(e)} for e in asked]
 
 
 def documents() -> list[dict[str, Any]]:
     """The same of a downstream task, as what a language model trains on (docs/data.md)."""
+    style, asked = asked_in_style(TASKS[_TASK.value])
     return [
-        {"prompt": asked, "text": f" {answer}", "meta": {"pile_set_name": _TASK.value}}
-        for asked, answer in asked_and_answered(TASKS[_TASK.value])
+        {"prompt": question, "text": answer, "meta": {"pile_set_name": _TASK.value}}
+        for question, answer in map(style.question_and_answer, asked)
     ]
 
 
-def asked_and_answered(task: DownstreamTask) -> list[tuple[str, str]]:
-    """Its examples in the style that the flags ask for. UserError for a style it does not have."""
-    if _STYLE.value not in task.styles:
+def asked_in_style(task: DownstreamTask) -> tuple[Style, list[Example]]:
+    """The style that the flags ask for, and the examples. UserError for one it does not have."""
+    name = _STYLE.value or "default"
+    if name not in task.styles:
         known = ", ".join(task.styles)
-        raise UserError(f"task {task.name} has no style {_STYLE.value!r}; it has {known}")
-    style = task.styles[_STYLE.value]
+        raise UserError(f"task {task.name} has no style {name!r}; it has {known}")
     examples = task.examples(_SPLIT.value, _DATA_DIR.value, _NUM.value)[: _NUM.value]
-    return [(style.question(example), style.answer(example)) for example in examples]
+    return task.styles[name], examples
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from collections.abc import Callable
 
 from looped_jax.data.tasks import task_names
@@ -39,6 +40,16 @@ def test_an_unknown_task_or_split_is_named(fails_in_one_line: Callable) -> None:
     assert "split 'dev' is not one of train, validation, test" in line
 
 
+def test_a_generated_task_is_printed_in_the_style_asked_for(run_module: Callable) -> None:
+    arguments = ("--task=varassign_depth0_math", "--num=1")
+    plain, line = (
+        json.loads(run_module("looped_jax.tasks", *arguments, *style).stdout)
+        for style in ((), ("--style=line",))
+    )
+    assert plain["targets"] == line["targets"]
+    assert re.fullmatch(r"(\w=\d+, ){5}\w=\?", line["inputs"])
+
+
 def test_a_downstream_task_is_printed_as_it_is_asked(
     run_module: Callable, fails_in_one_line: Callable, tmp_path: pathlib.Path
 ) -> None:
@@ -57,5 +68,7 @@ def test_a_downstream_task_is_printed_as_it_is_asked(
     assert "task asdiv has no style 'line'; it has default" in line
     line = fails_in_one_line("looped_jax.tasks", "--task=asdif", "--documents")
     assert "--documents is for downstream tasks; 'asdif' is none; did you mean 'asdiv'?" in line
+    line = fails_in_one_line("looped_jax.tasks", "--task=addition", "--style=line")
+    assert "--style is for downstream tasks; 'addition' is none" in line
     line = fails_in_one_line("looped_jax.tasks", "--task=asdiv")
     assert "task asdiv: its files are needed" in line and "get ASDiv.xml" in line

@@ -10,7 +10,7 @@ import dataclasses
 import gzip
 import json
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import zstandard
 from etils import epath
@@ -33,16 +33,24 @@ class Block:
     read: int = 0  # Bytes of the source (compressed, where it is) read for it: for progress.
 
 
+class Turn(NamedTuple):
+    """A text to train on, after a prompt that is read but not trained on."""
+
+    prompt: str
+    text: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """A text and the component of the data set it belongs to (`pile_set_name`).
+    """Turns, most often one without a prompt, and the component of the data set they belong to."""
 
-    prompt: what stands before the text and is read but not trained on.
-    """
+    turns: tuple[Turn, ...]
+    component: str  # `pile_set_name`.
 
-    text: str
-    component: str
-    prompt: str = ""
+    @property
+    def text(self) -> str:
+        """All of it, trained on or not."""
+        return "".join(part for turn in self.turns for part in turn)
 
 
 class Source(Protocol):
@@ -60,7 +68,8 @@ class Source(Protocol):
 def parse(block: Block) -> Iterator[Document]:
     """The documents of a block.
 
-    UserError names the file and the line if a line is not UTF-8 or not JSON, or has no text.
+    A line has `text`, with or without a `prompt`, or several of them in a list `turns`. UserError
+    names the file and the line if it is not UTF-8 or not JSON, or has neither.
     """
     lines = block.content.removesuffix(b"\n").split(b"\n")
     for number, line in enumerate(lines, start=block.first_line):
@@ -71,19 +80,31 @@ def parse(block: Block) -> Iterator[Document]:
             raise UserError(f"{where}: not UTF-8 at byte {error.start} of the line") from error
         except json.JSONDecodeError as error:
             raise UserError(f"{where}: not JSON ({error.msg})") from error
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise UserError(f'{where}: no "text" field with a string')
-        prompt = record.get("prompt", "")
-        if not isinstance(prompt, str):
-            raise UserError(f'{where}: "prompt" is not a string')
-        try:
-            (prompt + record["text"]).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(f"{where}: text holds a lone surrogate, so is not Unicode") from error
+        turns = tuple(_turns(record, where))
         meta = record.get("meta")
         component = meta.get("pile_set_name") if isinstance(meta, dict) else None
-        component = component if isinstance(component, str) else UNNAMED
-        yield Document(record["text"], component, prompt)
+        document = Document(turns, component if isinstance(component, str) else UNNAMED)
+        try:
+            document.text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"{where}: text holds a lone surrogate, so is not Unicode") from error
+        yield document
+
+
+def _turns(record: Any, where: str) -> Iterator[Turn]:
+    turns, among = [record], ""
+    if isinstance(record, dict) and "turns" in record:
+        if "text" in record or "prompt" in record:
+            raise UserError(f'{where}: "turns" and "text" or "prompt" beside it; one of them')
+        turns, among = record["turns"], ' in each of "turns"'
+        if not isinstance(turns, list) or not turns:
+            raise UserError(f'{where}: "turns" is not a list of {{"prompt": …, "text": …}}')
+    for turn in turns:
+        if not isinstance(turn, dict) or not isinstance(turn.get("text"), str):
+            raise UserError(f'{where}: no "text" field with a string{among}')
+        if not isinstance(turn.get("prompt", ""), str):
+            raise UserError(f'{where}: "prompt" is not a string')
+        yield Turn(turn.get("prompt", ""), turn["text"])
 
 
 @dataclasses.dataclass(frozen=True)

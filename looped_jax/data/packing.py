@@ -3,13 +3,14 @@
 A document is `BOS text EOS`. Its next-token pairs (read, predict) are laid end to end with those of
 the other documents and cut into rows of T pairs, so that every token is predicted exactly once. A
 document that does not fit continues in the next row, as a new segment with positions from 0:
-what was before the cut is out of sight, for every model alike. The first pairs of a document may be
-its prompt, read but not trained on; one with a prompt that fits in a row is not cut.
+what was before the cut is out of sight, for every model alike. Parts of a document may be prompts,
+read but not trained on; one with prompts that fits in a row is not cut.
 
-A stored row is little-endian: uint32 S, then S times (uint32 component, uint32 pairs, uint32 of
-these in the prompt), then the tokens of the S segments, each one longer than its pairs (the last is
-only predicted), as uint16 or uint32. Components are stored by a hash of their name, so that rows
-can be written before all names are known.
+A stored row is little-endian: uint32 S, then S times (uint32 component, uint32 R, R times uint32:
+the lengths of runs of pairs, not trained on and trained on in turns), then the tokens of the S
+segments, each one longer than its pairs (the last is only predicted), as uint16 or uint32.
+Components are stored by a hash of their name, so that rows can be written before all names are
+known.
 """
 
 import dataclasses
@@ -19,6 +20,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from looped_jax.data.rows import BOS, EOS, Rows
+
+# A component_id, which of its pairs are trained on, and its tokens, one more.
+_Segment = tuple[int, np.ndarray, np.ndarray]
 
 
 def component_id(name: str) -> int:
@@ -32,30 +36,29 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 def pack(
-    documents: Iterable[tuple[np.ndarray, int, int]], length: int, dtype: np.dtype
+    documents: Iterable[tuple[np.ndarray, np.ndarray, int]], length: int, dtype: np.dtype
 ) -> Iterator[bytes]:
     """Yields stored rows of ``length`` pairs; only the last may be shorter, or one before a
-    document with a prompt.
+    document with prompts.
 
     Args:
-      documents: (ids without BOS and EOS, component_id, ids in the prompt), in the order of the
-        rows.
+      documents: (ids without BOS and EOS, which of them are trained on, component_id), in the order
+        of the rows. An EOS is always trained on.
       length: T.
       dtype: token_dtype of the vocabulary.
     """
-    segments: list[tuple[int, int, np.ndarray]] = []
+    segments: list[_Segment] = []
     free = length
-    for ids, component, prompt in documents:
+    for ids, ids_trained, component in documents:
         tokens = np.concatenate([[BOS], ids, [EOS]]).astype(dtype)
-        start, pairs = 0, len(tokens) - 1
-        if prompt and free < pairs <= length:
+        trained = np.append(ids_trained, True)
+        start, pairs = 0, len(trained)
+        if free < pairs <= length and not trained.all():
             yield _stored(segments)
             segments, free = [], length
         while start < pairs:
             end = min(start + free, pairs)
-            segments.append(
-                (component, min(max(0, prompt - start), end - start), tokens[start : end + 1])
-            )
+            segments.append((component, trained[start:end], tokens[start : end + 1]))
             free -= end - start
             start = end
             if not free:
@@ -65,20 +68,29 @@ def pack(
         yield _stored(segments)
 
 
-def _stored(segments: list[tuple[int, int, np.ndarray]]) -> bytes:
+def _stored(segments: list[_Segment]) -> bytes:
     header = [len(segments)]
-    for component, prompt, tokens in segments:
-        header += [component, len(tokens) - 1, prompt]
+    for component, trained, _ in segments:
+        changes = np.flatnonzero(np.diff(trained, prepend=False))
+        runs = np.diff(changes, prepend=0, append=len(trained))
+        header += [component, len(runs), *runs]
     return np.array(header, "<u4").tobytes() + b"".join(t.tobytes() for *_, t in segments)
 
 
-def segments_of(record: bytes) -> list[tuple[int, int, int]]:
-    """(component_id, pairs, pairs in the prompt) of each segment of a stored row."""
-    if len(record) < 4:
-        raise ValueError(f"a row of {len(record)} bytes is damaged")
-    count = int(np.frombuffer(record, "<u4", 1)[0])
-    header = np.frombuffer(record, "<u4", 3 * count, offset=4)
-    return [(int(c), int(n), int(p)) for c, n, p in header.reshape(-1, 3)]
+def segments_of(record: bytes) -> list[tuple[int, list[int]]]:
+    """(component_id, runs of pairs not trained on and trained on) of each segment of a stored row.
+
+    ValueError if the row ends before them.
+    """
+    numbers = np.frombuffer(record, "<u4", len(record) // 4)
+    segments, at = [], 1
+    for _ in range(numbers[0] if len(numbers) else 1):
+        start = at + 2
+        at = start + int(numbers[at + 1]) if start <= len(numbers) else start
+        if at > len(numbers):
+            raise ValueError(f"a row of {len(record)} bytes is damaged")
+        segments.append((int(numbers[start - 2]), numbers[start:at].tolist()))
+    return segments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +115,15 @@ class RowReader:
         trained = np.zeros(shape, bool)
         for row, record in enumerate(records):
             segments = segments_of(record)
-            total = sum(pairs for _, pairs, _ in segments)
-            stored = 4 + 12 * len(segments) + dtype.itemsize * (total + len(segments))
+            total = sum(sum(runs) for _, runs in segments)
+            header = 4 + sum(8 + 4 * len(runs) for _, runs in segments)
+            stored = header + dtype.itemsize * (total + len(segments))
             if total > self.length or len(record) != stored:
                 raise ValueError(f"a row of {len(record)} bytes is damaged")
-            read = np.frombuffer(record, dtype, offset=4 + 12 * len(segments))
+            read = np.frombuffer(record, dtype, offset=header)
             start = 0
-            for number, (component, pairs, prompt) in enumerate(segments, start=1):
+            for number, (component, runs) in enumerate(segments, start=1):
+                pairs = sum(runs)
                 here = slice(start, start + pairs)
                 # Each segment before this one has one token more than pairs.
                 first = start + number - 1
@@ -118,7 +132,7 @@ class RowReader:
                 segment_ids[row, here] = number
                 positions[row, here] = np.arange(pairs)
                 group[row, here] = group_of[component]
-                trained[row, start + prompt : start + pairs] = True
+                trained[row, here] = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
                 start += pairs
         return {
             "tokens": tokens,

@@ -228,19 +228,19 @@ class _PackBlock:
         vocabulary = load_vocabulary(recipe["vocabulary"]["name"])
         components: dict[str, Counter[str]] = {}
 
-        def encoded() -> Iterator[tuple[np.ndarray, int, int]]:
+        def encoded() -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
             for document in parse(self.block):
                 copies = _copies(document, recipe) if self.split == "train" else 1
-                ids, prompt = encode(document, vocabulary)
+                ids, trained = encode(document, vocabulary)
                 counts = components.setdefault(document.component, Counter(copies=0, tokens=0))
                 counts["documents"] += 1
-                counts["text_bytes"] += len((document.prompt + document.text).encode())
+                counts["text_bytes"] += len(document.text.encode())
                 counts["decoded_bytes"] += int(vocabulary.bytes_of_id[ids].sum())
                 counts["text_tokens"] += len(ids)
                 for _ in range(copies):
                     counts["copies"] += 1
                     counts["tokens"] += len(ids) + 1  # Its EOS is predicted too.
-                    yield ids, component_id(document.component), prompt
+                    yield ids, trained, component_id(document.component)
 
         rows = list(pack(encoded(), recipe["length"], token_dtype(vocabulary.size)))
         if vocabulary.lossless:
@@ -277,7 +277,7 @@ def _copies(document: Document, recipe: dict[str, Any]) -> int:
     """
     weight = recipe["weights"].get(document.component, 1.0)
     whole = math.floor(weight)
-    drawn = component_id(f"{recipe['seed']} {document.prompt}{document.text}") / (1 << 32)
+    drawn = component_id(f"{recipe['seed']} {document.text}") / (1 << 32)
     return whole + (drawn < weight - whole)
 
 
@@ -323,8 +323,8 @@ class _WriteShard:
             writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
             for _, record in rows:
                 writer.write(record)
-                for component, pairs, _ in segments_of(record):
-                    tokens[component] += pairs
+                for component, runs in segments_of(record):
+                    tokens[component] += sum(runs)
             writer.close()
             reader = array_record_module.ArrayRecordReader(os.fspath(temporary))
             whole = reader.num_records() == len(rows)

@@ -138,16 +138,17 @@ def text_rows(config: ConfigDict, split: str) -> TextRows:
     return pack_in_memory(documents, vocabulary, config.data.length, config.data.path, identity)
 
 
-def encode(document: Document, vocabulary: Vocabulary) -> tuple[np.ndarray, int]:
-    """A document's ids, and how many of the first are its prompt.
+def encode(document: Document, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+    """A document's ids, and which of them are trained on: the texts, not the prompts.
 
-    The prompt is cut into tokens by itself, as it will be when a model is asked to go on from it.
+    Each is cut into tokens by itself, as it will be when a model is asked to go on from a prompt.
     """
-    ids = vocabulary.encode(document.text)
-    if not document.prompt:
-        return ids, 0
-    prompt = vocabulary.encode(document.prompt)
-    return np.concatenate([prompt, ids]), len(prompt)
+    ids, trained = [np.zeros(0, np.int32)], [np.zeros(0, bool)]
+    for turn in document.turns:
+        for part, train in ((turn.prompt, False), (turn.text, True)):
+            ids.append(vocabulary.encode(part))
+            trained.append(np.full(len(ids[-1]), train))
+    return np.concatenate(ids), np.concatenate(trained)
 
 
 def pack_in_memory(
@@ -160,11 +161,10 @@ def pack_in_memory(
     """Tokenises and packs documents in the order given."""
     components: set[str] = set()
 
-    def encoded() -> Iterable[tuple[np.ndarray, int, int]]:
+    def encoded() -> Iterable[tuple[np.ndarray, np.ndarray, int]]:
         for document in documents:
             components.add(document.component)
-            ids, prompt = encode(document, vocabulary)
-            yield ids, component_id(document.component), prompt
+            yield *encode(document, vocabulary), component_id(document.component)
 
     records = InMemory(pack(encoded(), length, token_dtype(vocabulary.size)))
     reader = RowReader(length, tuple(sorted(components)), vocabulary.bytes_of_id)

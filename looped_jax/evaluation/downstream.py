@@ -61,9 +61,7 @@ class Asked:
     task: DownstreamTask
     examples: list[Example]
     prompts: list[Prompt]
-    exemplars: list[str]
-    # What was read of each split, as DownstreamTask.source says it.
-    sources: dict[str, dict[str, Any]]
+    exemplars: list[str]  # Their ids.
 
 
 def ask(task: DownstreamTask, settings: Settings, vocabulary: Any, max_length: int) -> Asked:
@@ -72,10 +70,8 @@ def ask(task: DownstreamTask, settings: Settings, vocabulary: Any, max_length: i
     examples = _limited(task.examples("validation", settings.data_dir), settings.limit)
     shots = task.shots if settings.shots < 0 else settings.shots
     exemplars: list[Example] = []
-    sources = {"validation": task.source("validation", settings.data_dir)}
     if shots:
         exemplars = draw_exemplars(task.examples("train", settings.data_dir), shots)
-        sources["train"] = task.source("train", settings.data_dir)
     # The last token is said, never read.
     room = max_length - task.max_new_tokens + 1
 
@@ -83,8 +79,7 @@ def ask(task: DownstreamTask, settings: Settings, vocabulary: Any, max_length: i
         return len(prompt_ids(vocabulary, text)) <= room
 
     prompts = [build_prompt(style, example, exemplars, fits) for example in examples]
-    ids = [exemplar.id for exemplar in exemplars]
-    return Asked(task, examples, prompts, ids, {k: v for k, v in sources.items() if v})
+    return Asked(task, examples, prompts, [exemplar.id for exemplar in exemplars])
 
 
 def _limited(examples: list[Example], limit: int) -> list[Example]:
@@ -231,7 +226,6 @@ def _scored(
         "metrics": report.totals,
         "counts": {name: count for name, count in counts.items() if count},
         "exemplars": asked.exemplars,
-        "sources": asked.sources,
         "prompt_padding": usage.padding,
         "seconds": seconds,
     }
@@ -290,35 +284,35 @@ def evaluate_tasks(
     """Runs tasks in turn; returns {"tasks": {name: summary}, "averages": …}.
 
     With ``folder`` predictions go to NAME.jsonl in it and the summary to summary.json, which keeps
-    the tasks that earlier calls left there. Every task's data is looked for before the first
-    starts. Of several processes the first one writes.
+    the tasks that earlier calls left there, with the files that were read. Every task's data is
+    looked for before the first starts. Of several processes the first one writes.
     """
     asked = {name: ask(TASKS[name], settings, vocabulary, generator.max_length) for name in names}
     summary: dict[str, Any] = {"tasks": {}, "averages": {}}
-    path = folder / "summary.json" if folder is not None else None
+    written = folder if distributed.is_first() else None
 
     def open_folder() -> None:
-        if folder is None or path is None:
+        if written is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        written.mkdir(parents=True, exist_ok=True)
+        if (path := written / "summary.json").exists():
             try:
                 summary.update(json.loads(path.read_text()))
             except ValueError as error:
                 raise UserError(f"{path} is damaged ({error}); remove it") from error
 
     distributed.first_does(open_folder)
-    if not distributed.is_first():
-        folder = path = None
     for name in names:
-        out = folder / f"{name}.jsonl" if folder is not None else None
+        out = written / f"{name}.jsonl" if written is not None else None
         result = run_task(
             asked[name], generator, vocabulary, settings.style, out, show_progress=show_progress
         )
         summary["tasks"][name] = result
         summary["averages"] = averages(summary["tasks"])
-        if path is not None:
-            write_whole(path, json.dumps(summary, indent=1) + "\n")
+        if written is not None and result is not None:
+            splits = ("train", "validation") if asked[name].exemplars else ("validation",)
+            result["sources"] = TASKS[name].sources(splits, settings.data_dir)
+            write_whole(written / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from looped_jax.config import UserError
-from looped_jax.data.documents import UNNAMED, Document, Shards, cut_blocks, parse
+from looped_jax.data.documents import UNNAMED, Document, Shards, Turn, cut_blocks, parse
 
 DOCUMENTS = ["First document.", "Zweites Dokument: ä ö ü ⊗", "", "a\nb"]
 
@@ -55,8 +55,31 @@ def test_a_document_names_its_component(tmp_path: pathlib.Path) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     (block,) = Shards((epath.Path(path),)).blocks(1 << 20)
     names = [UNNAMED, UNNAMED]
-    expected = [Document(t, c) for t, c in zip("abc", ["ArXiv", *names], strict=True)]
+    expected = [
+        Document((Turn("", text),), component)
+        for text, component in zip("abc", ["ArXiv", *names], strict=True)
+    ]
     assert list(parse(block)) == expected
+
+
+def test_a_document_may_have_a_prompt_or_several_in_turns(tmp_path: pathlib.Path) -> None:
+    records = [
+        {"prompt": "2+3=", "text": "5"},
+        {
+            "turns": [
+                {"prompt": "2+3=", "text": "5"},
+                {"text": ", "},
+                {"prompt": "5+5=", "text": ""},
+            ]
+        },
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (block,) = Shards((epath.Path(path),)).blocks(1 << 20)
+    one, several = parse(block)
+    assert one.turns == (Turn("2+3=", "5"),)
+    assert several.turns == (*one.turns, Turn("", ", "), Turn("5+5=", ""))
+    assert several.text == "2+3=5, 5+5="
 
 
 @given(
@@ -97,6 +120,11 @@ BAD_LINES = {
     b'"text"\n': 'line 5: no "text" field with a string',
     b'{"text": "a", "prompt": 1}\n': 'line 5: "prompt" is not a string',
     b'{"text": "\\ud800"}\n': "line 5: text holds a lone surrogate",
+    b'{"turns": [{"text": "a"}, {"text": "\\ud800"}]}\n': "line 5: text holds a lone surrogate",
+    b'{"turns": []}\n': 'line 5: "turns" is not a list of {"prompt": ',
+    b'{"turns": "a"}\n': 'line 5: "turns" is not a list of {"prompt": ',
+    b'{"turns": [{"text": "a"}, "b"]}\n': 'no "text" field with a string in each of "turns"',
+    b'{"turns": [{"text": "a"}], "text": "b"}\n': 'line 5: "turns" and "text" or "prompt" beside',
     b"\n": "line 5: not JSON",
 }
 

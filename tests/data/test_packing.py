@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looped_jax.data.documents import Document
+from looped_jax.data.documents import Document, Turn
 from looped_jax.data.packing import component_id, segments_of, token_dtype
 from looped_jax.data.rows import BOS, EOS
 from looped_jax.data.text import TextRows, pack_in_memory
@@ -14,7 +14,7 @@ from looped_jax.data.vocabulary import Bytes
 VOCABULARY = Bytes()
 documents = st.lists(
     st.builds(
-        Document,
+        lambda text, component: Document((Turn("", text),), component),
         st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=30),
         st.sampled_from(["ArXiv", "Github", "PG-19 ⊗"]),
     ),
@@ -73,38 +73,47 @@ def test_every_token_counts_to_its_component_and_every_byte_to_its_token(
         assert here.sum() == sum(len(text) + 1 for text in own)
         assert rows["target_bytes"][here].sum() == sum(map(len, own))
     stored = [segment for record in source.records for segment in segments_of(record)]
-    assert sum(pairs for _, pairs, _ in stored) == real.sum()
-    assert {c for c, _, _ in stored} == {component_id(d.component) for d in documents}
+    assert sum(sum(runs) for _, runs in stored) == real.sum()
+    assert {c for c, _ in stored} == {component_id(d.component) for d in documents}
 
 
 letters = st.text(alphabet="abc", max_size=12)
 
 
+turns = st.lists(st.builds(Turn, letters, letters), min_size=1, max_size=4)
+
+
 @given(
-    st.lists(st.builds(Document, letters, st.just("x"), letters), min_size=1), st.integers(2, 20)
+    st.lists(st.builds(Document, turns.map(tuple), st.just("x")), min_size=1), st.integers(2, 40)
 )
-def test_a_prompt_is_read_but_not_trained_on(documents: list[Document], length: int) -> None:
+def test_prompts_are_read_but_not_trained_on(documents: list[Document], length: int) -> None:
     source = packed(documents, length)
     rows = source.rows(np.arange(source.num_rows))
     trained = rows["loss_weights"] > 0
-    expected = [[*VOCABULARY.encode(d.text), EOS] for d in documents]
+    answers = ["".join(turn.text for turn in d.turns) for d in documents]
+    expected = [[*VOCABULARY.encode(answer), EOS] for answer in answers]
     assert rows["targets"][trained].tolist() == [t for d in expected for t in d]
-    assert rows["target_bytes"].sum() == sum(len(d.text) for d in documents)
-    read = [[BOS, *VOCABULARY.encode(d.prompt), *VOCABULARY.encode(d.text)] for d in documents]
+    assert rows["target_bytes"].sum() == sum(map(len, answers))
+    read = [[BOS, *VOCABULARY.encode(d.text)] for d in documents]
     real = rows["segment_ids"] > 0
     assert rows["tokens"][real].tolist() == [t for d in read for t in d]
-    # What has a prompt and fits is in one row, so that all of the prompt is there.
-    segments = [segment for record in source.records for segment in segments_of(record)]
-    whole = [(len(r), len(d.prompt)) for d, r in zip(documents, read, strict=True) if d.prompt]
-    for size, prompt in whole:
-        if size <= length:
-            assert (component_id("x"), size, prompt) in segments
+    # What has prompts and fits is in one row, so that all of them are there.
+    whole = {
+        tuple(tokens[segments == s].tolist())
+        for tokens, segments in zip(rows["tokens"], rows["segment_ids"], strict=True)
+        for s in range(1, segments.max() + 1)
+    }
+    for tokens, document in zip(read, documents, strict=True):
+        if any(turn.prompt for turn in document.turns) and len(tokens) <= length:
+            assert tuple(tokens) in whole
 
 
 def test_damaged_rows_are_refused() -> None:
-    source = packed([Document("a text of some length", "x"), Document("b", "y")], 16)
+    long = Document((Turn("", "a text of some length"),), "x")
+    source = packed([long, Document((Turn("a", "b"), Turn("c", "d")), "y")], 16)
     row = source.records[0]
-    for damaged in (b"", row[:7], row[:-1], row + b"\0", b"\xff" * len(row)):
+    cut = [row[:end] for end in range(len(row))]
+    for damaged in (*cut, row + b"\0", b"\xff" * len(row)):
         with pytest.raises(ValueError):
             source.reader.rows([damaged])
     with pytest.raises(ValueError, match="is damaged"):

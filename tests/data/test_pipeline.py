@@ -4,7 +4,7 @@ from helpers import share, small_config
 
 from looped_jax.config import ConfigDict, UserError
 from looped_jax.data import pipeline
-from looped_jax.data.documents import Document
+from looped_jax.data.documents import Document, Turn
 from looped_jax.data.text import TextRows, pack_in_memory
 from looped_jax.data.vocabulary import Bytes
 
@@ -15,7 +15,7 @@ def first_batches(config: ConfigDict, count: int, local: np.ndarray | None = Non
 
 
 def packed(texts: list[str], length: int) -> TextRows:
-    return pack_in_memory((Document(text, "x") for text in texts), Bytes(), length)
+    return pack_in_memory((Document((Turn("", text),), "x") for text in texts), Bytes(), length)
 
 
 def assert_same(a: dict, b: dict) -> None:

@@ -113,7 +113,7 @@ def test_the_manifest_counts_what_went_in_and_what_came_out(
         assert counts["tokens"] == sum(len(text) + 1 for text in texts)
     rows = stored(prepared)
     assert train["rows"] == len(rows) == sum(shard["rows"] for shard in train["shards"])
-    tokens = sum(n for row in rows for _, n, _ in segments_of(row))
+    tokens = sum(sum(runs) for row in rows for _, runs in segments_of(row))
     assert train["tokens"] == tokens
     assert train["padding"] == len(rows) * LENGTH - tokens
     sources = manifest["recipe"]["splits"]["train"]["sources"]

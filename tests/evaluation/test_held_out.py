@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import batch_logits, init, share, small_config, small_model
 
-from looped_jax.data.documents import Document
+from looped_jax.data.documents import Document, Turn
 from looped_jax.data.pipeline import make_source
 from looped_jax.data.rows import answer_rows
 from looped_jax.data.text import pack_in_memory
@@ -67,7 +67,7 @@ def test_exact_match_is_that_of_greedy_generation(setup: tuple) -> None:
 def test_text_metrics_are_those_of_their_definitions(setup: tuple) -> None:
     config, mesh, model, params = setup
     texts = {"en": "The quick brown fox.", "de": "Ja, öfter."}
-    documents = (Document(text, component) for component, text in texts.items())
+    documents = (Document((Turn("", text),), component) for component, text in texts.items())
     source = pack_in_memory(documents, Bytes(), length=12)
     held_out = HeldOut.from_source("text", source, 100, 4)
     metrics = Evaluator(model, mesh, config.mesh.rules)(params, held_out)

@@ -59,6 +59,10 @@ class Style:
     preamble: str = ""
     stop: tuple[str, ...] = ("\n",)
 
+    def question_and_answer(self, example: Example) -> tuple[str, str]:
+        """The two parts of the text of an example whose answer is shown."""
+        return self.question(example), f" {self.answer(example)}"
+
 
 Reader = Callable[[epath.Path], Iterator[Example]]
 # Builder, {split: TFDS split}, features -> Example (None: left out).
@@ -101,15 +105,17 @@ class DownstreamTask:
         examples = self._local(split, data_dir) if data_dir else self._from_tfds(split)
         return examples[:count] if count else examples
 
-    def source(self, split: str, data_dir: str = "") -> dict[str, Any]:
-        """What ``examples`` reads, for records: a file with its SHA-256, or TFDS's builder, or
-        nothing where they are generated. UserError as there."""
+    def sources(self, splits: Sequence[str], data_dir: str = "") -> dict[str, dict[str, Any]]:
+        """What ``examples`` reads of each split, for records: a file with its SHA-256, or TFDS's
+        builder; nothing where they are generated. UserError as there."""
         if self.generate is not None:
             return {}
         if data_dir:
-            return identity(self._file(split, data_dir))
-        builder, splits, _ = self._tfds()
-        return {"tfds": builder, "split": splits[split]}
+            paths = {split: self._file(split, data_dir) for split in splits}
+            files = {path: identity(path) for path in set(paths.values())}
+            return {split: files[path] for split, path in paths.items()}
+        builder, tfds_splits, _ = self._tfds()
+        return {split: {"tfds": builder, "split": tfds_splits[split]} for split in splits}
 
     def _local(self, split: str, data_dir: str) -> list[Example]:
         path = self._file(split, data_dir)
@@ -235,7 +241,7 @@ def build_prompt(
 ) -> Prompt:
     """The longest prompt that fits: exemplars go from the front, then, if need be, the beginning
     of the context and of the conversation; never the question."""
-    shown = [f"{style.question(e)} {style.answer(e)}" for e in exemplars]
+    shown = ["".join(style.question_and_answer(e)) for e in exemplars]
 
     def text(first_exemplar: int, asked: Example) -> str:
         parts = [*shown[first_exemplar:], style.question(asked)]
