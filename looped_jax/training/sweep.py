@@ -123,27 +123,31 @@ class SweepTable:
     def __init__(self, runs: Mapping[SweepRun, ConfigDict], workdir: epath.Path):
         self._runs, self._workdir = runs, workdir
         self._began = time.monotonic()
-        self._done_before = self._done()
+        self._done_before = self._done(self._all_progress())
         self.state: dict[str, str] = {}  # Of runs: running, failed.
 
     def progress(self, run: SweepRun) -> Progress:
         return Progress.of(self._workdir / run.name, self._runs[run].train.steps)
 
-    def _done(self) -> float:
-        """Work done: layers passed through, over all steps of all runs."""
-        return sum(_work(self._runs[run], self.progress(run).step) for run in self._runs)
+    def _all_progress(self) -> dict[SweepRun, Progress]:
+        return {run: self.progress(run) for run in self._runs}
 
-    def eta_seconds(self) -> float | None:
+    def _done(self, progress: Mapping[SweepRun, Progress]) -> float:
+        """Work done: layers passed through, over all steps of all runs."""
+        return sum(_work(self._runs[run], p.step) for run, p in progress.items())
+
+    def _eta_seconds(self, progress: Mapping[SweepRun, Progress]) -> float | None:
         """Time until all runs are done, from the work done since the start; None before any and
         after all."""
-        done = self._done()
+        done = self._done(progress)
         left = sum(_work(c, c.train.steps) for c in self._runs.values()) - done
         if done <= self._done_before or not left:
             return None
         return left * (time.monotonic() - self._began) / (done - self._done_before)
 
     def __rich__(self) -> Table:
-        seconds = self.eta_seconds()
+        progress = self._all_progress()
+        seconds = self._eta_seconds(progress)
         eta = "" if seconds is None else f"about {seconds / 60:.0f} min left"
         table = Table(title=f"sweep {self._workdir}", caption=eta, title_justify="left")
         for name in ("run", "plan"):
@@ -151,14 +155,13 @@ class SweepTable:
         table.add_column("state")
         for name in ("step", "loss", "evaluation"):
             table.add_column(name, justify="right")
-        for run, config in self._runs.items():
-            p = self.progress(run)
+        for run, p in progress.items():
             state = self.state.get(run.name) or (
                 "finished" if p.finished else "stopped" if p.step else "waiting"
             )
             table.add_row(
                 run.name,
-                config.model.plan,
+                self._runs[run].model.plan,
                 state,
                 f"{p.step}/{p.steps}",
                 "" if p.loss is None else f"{p.loss:.4f}",

@@ -170,20 +170,21 @@ def test_a_signal_to_one_stops_all_at_one_step_and_another_number_goes_on(
     assert finish(alone)[0][0] == 0
 
 
-@pytest.mark.parametrize("lost", [0, 1])
 def test_a_lost_process_ends_the_others_and_says_so(
-    experiment: pathlib.Path, tmp_path: pathlib.Path, lost: int
+    experiment: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    workdir = tmp_path / "run"
-    processes = start(experiment, workdir, 2, *LONG)
-    wait_for(workdir, 25, processes)
-    processes[lost].kill()
+    # Side by side, as the time goes in waiting for a sign of life.
+    runs = [start(experiment, tmp_path / f"without_{lost}", 2, *LONG) for lost in (0, 1)]
+    for lost, processes in enumerate(runs):
+        wait_for(tmp_path / f"without_{lost}", 25, processes)
+        processes[lost].kill()
     killed = time.monotonic()
-    code, _, err = finish([processes[1 - lost]])[0]
-    assert time.monotonic() - killed < 60
-    assert code != 0
-    assert "another task died" in err
-    finish([processes[lost]])
+    for lost, processes in enumerate(runs):
+        code, _, err = finish([processes[1 - lost]])[0]
+        assert time.monotonic() - killed < 60
+        assert code != 0
+        assert "another task died" in err
+        finish([processes[lost]])
 
 
 @pytest.mark.parametrize(
