@@ -57,6 +57,17 @@ class LoopPlan:
         """Layers that a token passes through: D in the paper's scaling law."""
         return sum(segment.layers * segment.loops for segment in self.segments)
 
+    def equal_blocks(self, layers: int, key: str) -> int:
+        """How many blocks of ``layers`` its layers are cut into; UserError, with the config's
+        ``key`` for them, unless these are two or more."""
+        count, rest = divmod(self.distinct_layers, layers)
+        if rest or count < 2:
+            raise UserError(
+                f"config.{key}={layers} does not cut the {self.distinct_layers} layers of plan "
+                f"{self} into two or more equal blocks"
+            )
+        return count
+
     def with_loops(self, loops: int | None) -> "LoopPlan":
         """The plan with every looped segment (loops > 1) applied ``loops`` times instead.
 

@@ -68,12 +68,7 @@ class CosineRegularizer:
                 f"config.regularizer.block={block}: plan {plan} is looped already; the regulariser "
                 f"is for untied layers, e.g. config.model.plan={plan.effective_depth}x1"
             )
-        layers = plan.distinct_layers
-        if layers % block or block == layers:
-            raise UserError(
-                f"config.regularizer.block={block} does not cut the {layers} layers of plan {plan} "
-                "into two or more equal blocks"
-            )
+        plan.equal_blocks(block, "regularizer.block")
         return cls(block, strength)
 
     def __call__(self, params: Any) -> tuple[Array, dict[str, Array]]:

@@ -44,15 +44,9 @@ def stages(config: ConfigDict) -> tuple[Stage, ...]:
             f"config.stacking.block={block}: plan {plan} is not one untied stack, e.g. "
             f"config.model.plan={plan.effective_depth}x1"
         )
-    layers = plan.distinct_layers
-    if layers % block or layers == block:
-        raise UserError(
-            f"config.stacking.block={block} does not cut the {layers} layers of plan {plan} into "
-            "two or more equal blocks"
-        )
+    count = plan.equal_blocks(block, "stacking.block")
     if config.regularizer.block:
         raise UserError("config.stacking and config.regularizer cannot be used together")
-    count = layers // block
     if config.train.start_from:
         raise UserError("config.stacking begins with a shallow model: not with train.start_from")
     if steps < count:
