@@ -30,6 +30,7 @@ SPECS = [
     *(f"igsm.py:{plan}" for plan in IGSM),
     *(f"igsm.py:{plan},cot" for plan in ("8x1", "1x8")),
     *(f"pile.py:{plan}{size}" for plan in PILE for size in ("", "_small")),
+    "assignment.py",
     "pile_12x2.py",
     "pile_12x2.py:small",
     "pile_24x1.py:small",
