@@ -9,7 +9,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m looped_jax.main --config=experiments/quickstart.py
 
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

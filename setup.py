@@ -31,7 +31,16 @@ EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "tokenizers": ["tokenizers"],
     "lm-eval": ["lm-eval", "torch"],
-    "test": [*DATA, "hypothesis", "jax[tpu]", "mypy", "pytest", "ruff", "tokenizers"],
+    "test": [
+        *DATA,
+        "hypothesis",
+        "jax[tpu]",
+        "mypy",
+        "pytest",
+        "pytest-xdist",
+        "ruff",
+        "tokenizers",
+    ],
     "bench": ["torch", "transformers"],
 }
 
