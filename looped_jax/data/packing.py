@@ -14,6 +14,7 @@ known.
 """
 
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -71,8 +72,9 @@ def pack(
 def _stored(segments: list[_Segment]) -> bytes:
     header = [len(segments)]
     for component, trained, _ in segments:
-        changes = np.flatnonzero(np.diff(trained, prepend=False))
-        runs = np.diff(changes, prepend=0, append=len(trained))
+        changes = (np.flatnonzero(trained[1:] != trained[:-1]) + 1).tolist()
+        ends = [*([0] if trained[0] else []), *changes, len(trained)]
+        runs = [end - start for start, end in itertools.pairwise([0, *ends])]
         header += [component, len(runs), *runs]
     return np.array(header, "<u4").tobytes() + b"".join(t.tobytes() for *_, t in segments)
 

@@ -82,7 +82,7 @@ def make_train_step(
             similarity = {f"similarity/{name}": value for name, value in by_group.items()}
             similarity["similarity"] = jnp.mean(jnp.stack(list(by_group.values())))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **similarity}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **similarity}
         next_state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
