@@ -2,7 +2,7 @@
 
 2⊗1, or the plan given, over the bytes of the documents that benchmarks/variable_assignment.py
 writes, evaluated on the paper's reasoning primitives as any language model is, in one line and
-without exemplars. About 5 minutes on one CPU core; docs/evaluate.md has its results, and how it is
+without exemplars. About 3 minutes on 2 CPU cores; docs/evaluate.md has its results, and how it is
 looped and fine-tuned to look up twice.
 
     python -m benchmarks.variable_assignment --depth=0 --out=runs/programs_depth0
