@@ -15,7 +15,6 @@ import numpy as np
 from benchmarks.common import machine, save
 from looped_jax.config import default_config
 from looped_jax.data.pipeline import make_source, train_batches
-from looped_jax.parallel.mesh import mesh_context
 from looped_jax.training.train_step import make_train_step
 from looped_jax.training.trainer import prepare
 
@@ -33,7 +32,7 @@ def lowered(loops: int, remat: str) -> tuple:
     rows = next(train_batches(make_source(config, "train"), config))
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), rows)
     start = time.perf_counter()
-    with mesh_context(job.mesh, job.rules):
+    with job.context():
         step = jax.jit(make_train_step(job.model, job.optimizer), donate_argnums=0)
         compiled = step.lower(job.layout.abstract, batch).compile()
     seconds = time.perf_counter() - start

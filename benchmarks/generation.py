@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.common import machine, save
 from looped_jax.config import ConfigDict, load_experiment
 from looped_jax.data.pipeline import make_source, train_batches
-from looped_jax.parallel.mesh import mesh_context, put_batch
+from looped_jax.parallel.mesh import put_batch
 from looped_jax.training.state import init_state
 from looped_jax.training.train_step import make_train_step
 from looped_jax.training.trainer import prepare
@@ -50,7 +50,7 @@ def trained_per_second(config: ConfigDict) -> float:
     job = prepare(config)
     state = init_state(job.model, job.optimizer, 0, job.layout)
     batch = put_batch(next(train_batches(make_source(config, "train"), config)), job.mesh)
-    with mesh_context(job.mesh, job.rules):
+    with job.context():
         step = jax.jit(make_train_step(job.model, job.optimizer))
         jax.block_until_ready(step(state, batch))
         seconds = []

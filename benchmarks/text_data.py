@@ -25,7 +25,7 @@ from looped_jax.data import preparation
 from looped_jax.data.documents import Shards, parse
 from looped_jax.data.pipeline import make_source, train_batches
 from looped_jax.data.vocabulary import load_vocabulary
-from looped_jax.parallel.mesh import mesh_context, put_batch
+from looped_jax.parallel.mesh import put_batch
 from looped_jax.training.state import init_state
 from looped_jax.training.train_step import make_train_step
 from looped_jax.training.trainer import prepare
@@ -116,7 +116,7 @@ def stepping(folder: pathlib.Path) -> dict[str, list[float]]:
     job = prepare(config)
     step = jax.jit(make_train_step(job.model, job.optimizer), donate_argnums=0)
     batches = train_batches(make_source(config, "train"), config)
-    with mesh_context(job.mesh, job.rules):
+    with job.context():
         state = init_state(job.model, job.optimizer, 0, job.layout)
         same = put_batch(next(batches), job.mesh)
 

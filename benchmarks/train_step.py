@@ -57,7 +57,7 @@ def looped_jax_step(tokens: np.ndarray, **model_fields: Any) -> Step:
 
     def run() -> None:
         nonlocal state
-        with mesh_context(mesh, config.mesh.rules):
+        with mesh_context(mesh, config.mesh.rules, model.config.dtype):
             state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
 

@@ -21,7 +21,6 @@ from looped_jax.config import UserError, load_experiment
 from looped_jax.models.attention_kernels import splash_flops
 from looped_jax.models.flops import train_flops
 from looped_jax.parallel import compiled, tpu
-from looped_jax.parallel.mesh import mesh_context
 from looped_jax.training.trainer import Job, abstract_batch, jitted_train_step, prepare
 
 _CONFIG = flags.DEFINE_string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
@@ -46,7 +45,7 @@ def describe(job: Job, topology: str, slices: int = 1) -> dict[str, Any]:
     chip, device = tpu.chip_of(topology), job.mesh.devices.flat[0]
     model, batch_size = job.model.config, job.config.train.batch_size
     start = time.perf_counter()
-    with mesh_context(job.mesh, job.rules):
+    with job.context():
         lowered = jitted_train_step(job).lower(job.layout.abstract, abstract_batch(job))
     what = {
         "name": job.config.name,

@@ -49,16 +49,22 @@ def main(overrides: dict[str, str]) -> None:
     if _PROMPT.value != "-":
         stream(generator, vocabulary, _PROMPT.value, sampling)
         return
-    for line in sys.stdin:
+    for number, line in enumerate(sys.stdin):
         prompt = line.rstrip("\n")
-        text = generate_text(generator, vocabulary, prompt, sampling)
+        text = generate_text(generator, vocabulary, prompt, sampling, number=number)
         print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
 
 
 def generate_text(
-    generator: Generator, vocabulary: Any, prompt: str, sampling: Sampling, on_tokens: Any = None
+    generator: Generator,
+    vocabulary: Any,
+    prompt: str,
+    sampling: Sampling,
+    on_tokens: Any = None,
+    number: int = 0,
 ) -> str:
-    """The continuation of one prompt, as the flags say."""
+    """The continuation of one prompt, as the flags say; of the same prompt under another number
+    another sample."""
     (text,) = complete(
         generator,
         vocabulary,
@@ -67,6 +73,7 @@ def generate_text(
         stops=_STOP.value,
         sampling=sampling,
         seed=_SEED.value,
+        first_number=number,
         on_tokens=on_tokens,
         chunk=_CHUNK,
     )

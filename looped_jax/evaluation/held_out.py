@@ -7,6 +7,7 @@ both wrong.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -81,7 +82,8 @@ class Evaluator:
     """Evaluates parameters of one model; compiled once per number of components."""
 
     def __init__(self, model: LoopedTransformer, mesh: Mesh, rules: Any, loops: int | None = None):
-        self._mesh, self._rules = mesh, rules
+        self._mesh = mesh
+        self._context = functools.partial(mesh_context, mesh, rules, model.config.dtype)
         self._sums = jax.jit(
             lambda params, batch, groups: row_sums(model, params, batch, loops, groups),
             static_argnums=2,
@@ -98,7 +100,7 @@ class Evaluator:
         None if ``stop``, asked before every batch, says so.
         """
         totals: dict[str, Any] = {}
-        with mesh_context(self._mesh, self._rules):
+        with self._context():
             for batch in held_out.batches:
                 if stop():
                     return None

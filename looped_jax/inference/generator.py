@@ -18,7 +18,8 @@ from looped_jax.config import UserError
 from looped_jax.data.rows import EOS, PAD
 from looped_jax.inference.cache import Cache, decode, prefill
 from looped_jax.inference.sampling import Sampling, sample
-from looped_jax.models.transformer import LoopedTransformer
+from looped_jax.models.loss import token_scores
+from looped_jax.models.transformer import LoopedTransformer, hidden_and_kernel
 from looped_jax.parallel.mesh import BATCH_AXES, mesh_context, replicated
 
 GREEDY = Sampling()
@@ -81,9 +82,10 @@ class Generator:
         model.config.plan.with_loops(loops)  # UserError for a plan without loops.
         # Prompts come in lengths that the kernels for training rows do not take.
         model = LoopedTransformer(dataclasses.replace(model.config, attention="xla"))
-        self.params, self._mesh = params, mesh
+        self.params = params
         # Prompts are of any length, tokens of length 1: neither is split over devices.
-        self._rules = tuple((n, None if n == "length" else where) for n, where in rules)
+        whole = tuple((n, None if n == "length" else where) for n, where in rules)
+        self._context = functools.partial(mesh_context, mesh, whole, model.config.dtype)
         self._shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
         self.max_length = model.config.max_length
         self.batch_size = bucket(max(batch_size, self._shards), self._shards)
@@ -114,11 +116,15 @@ class Generator:
         *,
         sampling: Sampling = GREEDY,
         seed: int = 0,
+        first_number: int = 0,
         stop: Callable[[list[int]], bool] | None = None,
         on_tokens: Callable[[int, list[int]], None] | None = None,
         chunk: int = 16,
     ) -> list[Generated]:
         """Continues each prompt (token ids, BOS included) by at most ``max_new_tokens``.
+
+        A sample follows from ``seed`` and the prompt's number, counted from ``first_number``, not
+        from the prompts beside it.
 
         ``stop`` is asked about the new tokens of a row every ``chunk`` tokens, ``on_tokens`` is
         told of them (prompt number, tokens since the last time). A row ends, too, when the model's
@@ -133,11 +139,13 @@ class Generator:
                 )
         results: dict[int, Generated] = {}
         for batch in self._batches([len(prompt) for prompt in prompts]):
-            key = jax.random.fold_in(jax.random.key(seed), batch[0])
             rows = [prompts[i] for i in batch]
+            numbers = [first_number + i for i in batch]
             told = None if on_tokens is None else functools.partial(_tell, on_tokens, batch)
-            with mesh_context(self._mesh, self._rules):
-                made = self._generate_batch(rows, max_new_tokens, sampling, key, stop, told, chunk)
+            with self._context():
+                made = self._generate_batch(
+                    rows, max_new_tokens, sampling, seed, numbers, stop, told, chunk
+                )
             results |= dict(zip(batch, made, strict=True))
         return [results[i] for i in range(len(prompts))]
 
@@ -158,7 +166,7 @@ class Generator:
         for batch in self._batches([len(row) - 1 for row in rows]):
             length = min(bucket(max(len(rows[i]) - 1 for i in batch)), self.max_length)
             tokens = self._padded([rows[i] for i in batch], length + 1)
-            with mesh_context(self._mesh, self._rules):
+            with self._context():
                 log_p, greedy = jax.device_get(
                     self._score(self.params, tokens[:, :-1], tokens[:, 1:])
                 )
@@ -192,7 +200,8 @@ class Generator:
         prompts: list[Sequence[int]],
         max_new_tokens: int,
         sampling: Sampling,
-        key: jax.Array,
+        seed: int,
+        numbers: list[int],
         stop: Callable[[list[int]], bool] | None,
         told: Callable[[int, list[int]], None] | None,
         chunk: int,
@@ -210,10 +219,13 @@ class Generator:
         ended = [False] * len(prompts)
         done_B = np.ones(len(tokens), bool)
         done_B[: len(prompts)] = room_B[: len(prompts)] <= 0
+        number_B = np.zeros(len(tokens), np.int32)
+        number_B[: len(prompts)] = numbers
+        key_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), number_B)
         step = 0
         while not done_B.all():
             out, logits, cache = self._decode(
-                chunk, sampling, self.params, cache, logits, done_B, step, key
+                chunk, sampling, self.params, cache, logits, done_B, step, key_B
             )
             out = np.asarray(out)
             for i in np.flatnonzero(~done_B):
@@ -245,7 +257,7 @@ def _decode_chunk(
     logits_BV: jax.Array,
     done_B: jax.Array,
     first_step: jax.Array,
-    key: jax.Array,
+    key_B: jax.Array,
 ) -> tuple[jax.Array, jax.Array, Cache]:
     """Up to ``chunk`` tokens per row, out_BC; less where all rows are done before."""
 
@@ -255,7 +267,8 @@ def _decode_chunk(
 
     def one_more(carry: Any) -> Any:
         i, logits_BV, cache, done_B, out_BC = carry
-        token_B = sample(logits_BV, jax.random.fold_in(key, first_step + i), sampling)
+        step_key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, first_step + i)
+        token_B = sample(logits_BV, step_key_B, sampling)
         token_B = jnp.where(done_B, PAD, token_B)
         out_BC = out_BC.at[:, i].set(token_B)
         done_B |= token_B == EOS
@@ -272,7 +285,7 @@ def _token_scores(
     model: LoopedTransformer, loops: int | None, params: Any, tokens_BT: Any, targets_BT: Any
 ) -> tuple[jax.Array, jax.Array]:
     """log p of each target, and whether it is the likeliest token."""
-    logits_BTV: Any = model.apply({"params": params}, tokens_BT, loops=loops)
-    log_p_BTV = jax.nn.log_softmax(logits_BTV)
-    log_p_BT = jnp.take_along_axis(log_p_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    return log_p_BT, jnp.argmax(logits_BTV, axis=-1) == targets_BT
+    batch = {"tokens": tokens_BT, "segment_ids": None, "positions": None}
+    x_BTD, kernel_VD = hidden_and_kernel(model, params, batch, loops)
+    xent_BT, likeliest_BT = token_scores(model.config, x_BTD, kernel_VD, targets_BT)
+    return -xent_BT, likeliest_BT == targets_BT

@@ -1,13 +1,13 @@
 """How the next token is chosen from its logits."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 
 from looped_jax.config import UserError
-
-_NEVER = -1e30
+from looped_jax.models.output import NEVER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,22 +25,28 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf:  # nan is neither.
+            raise UserError(f"temperature={self.temperature} must be a number from 0")
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(
-                f"temperature={self.temperature} and top_k={self.top_k} must not be negative, and "
-                f"top_p={self.top_p} must be above 0 and at most 1"
+                f"top_k={self.top_k} must not be negative, and top_p={self.top_p} must be above 0 "
+                "and at most 1"
             )
 
 
-def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
-    """token_B, int32. ``sampling`` is static; ``key`` is not used when greedy."""
+def sample(logits_BV: jax.Array, key_B: jax.Array, sampling: Sampling) -> jax.Array:
+    """token_B, int32: each row by a key of its own. ``sampling`` is static; the keys are not used
+    when greedy. What has a logit of NEVER is never drawn, at any temperature."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    logits_BV = logits_BV / sampling.temperature
+    never_BV = logits_BV <= NEVER
+    # From the largest, or the quotients could be infinite.
+    logits_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / sampling.temperature
+    logits_BV = jnp.where(never_BV, -jnp.inf, logits_BV)
     if sampling.top_k:
         count = min(sampling.top_k, logits_BV.shape[-1])
         least_B1 = jax.lax.top_k(logits_BV, count)[0][:, -1:]
-        logits_BV = jnp.where(logits_BV < least_B1, _NEVER, logits_BV)
+        logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
     if sampling.top_p < 1:
         sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
         p_BV = jax.nn.softmax(sorted_BV)
@@ -49,5 +55,5 @@ def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Arra
         least_B1 = jnp.min(
             jnp.where(before_BV < sampling.top_p, sorted_BV, jnp.inf), axis=-1, keepdims=True
         )
-        logits_BV = jnp.where(logits_BV < least_B1, _NEVER, logits_BV)
-    return jax.random.categorical(key, logits_BV).astype(jnp.int32)
+        logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+    return jax.vmap(jax.random.categorical)(key_B, logits_BV).astype(jnp.int32)

@@ -31,6 +31,7 @@ def complete(
     stops: Sequence[str] = (),
     sampling: Sampling = GREEDY,
     seed: int = 0,
+    first_number: int = 0,
     on_tokens: Callable[[int, list[int]], None] | None = None,
     chunk: int = 16,
 ) -> list[str]:
@@ -46,6 +47,7 @@ def complete(
         max_new_tokens,
         sampling=sampling,
         seed=seed,
+        first_number=first_number,
         stop=stopped if stops else None,
         on_tokens=on_tokens,
         chunk=chunk,

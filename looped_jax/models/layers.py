@@ -21,6 +21,7 @@ from looped_jax.config import UserError
 from looped_jax.models.attention import attend_to_cache
 from looped_jax.models.attention_kernels import attention, choose_kernel
 from looped_jax.models.loop_plan import LoopPlan
+from looped_jax.parallel.per_device import split_axes
 
 Array = jax.Array
 Rotation = tuple[Array, Array] | None
@@ -76,6 +77,7 @@ class ModelConfig:
     gather: str = "layer"
     logits_mb: int = 1024
     platform: str = "cpu"  # What it will run on: cpu | gpu | tpu.
+    ids_in_use: int = 0  # Ids from here on pad the vocabulary; 0: none does.
     head_size: int = 0  # 0: d_model / num_heads. The constructions in theory/ need others.
 
     @property
@@ -106,6 +108,7 @@ class ModelConfig:
         fields = {**model.to_dict(), "max_length": max_length, "platform": platform}
         fields["plan"] = LoopPlan.parse(model.plan)
         fields["vocab_size"] = model.vocab_size or 8 * -(-vocab_size // 8)
+        fields["ids_in_use"] = vocab_size
         fields["num_kv_heads"] = model.num_kv_heads or model.num_heads
         fields["dtype"] = jnp.dtype(model.dtype)
         fields["attention"] = choose_kernel(
@@ -146,7 +149,7 @@ def flat_dot_general(
     x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None, **kwargs: Any
 ) -> Array:
     """`lax.dot_general` of x [..., contracted] with a kernel [contracted, features], as one
-    product of two matrices.
+    product of two matrices: for CPUs.
 
     The same numbers; but from a product of three-dimensional arrays JAX derives a weight gradient
     for which XLA's CPU backend writes the other operand out transposed, with all the element-wise
@@ -167,6 +170,13 @@ def flat_dot_general(
     return out.reshape(*x.shape[: x.ndim - count], *kernel.shape[count:])
 
 
+def _dot_general(config: ModelConfig) -> Callable[..., Array] | None:
+    """None is `lax.dot_general`. A length split over devices must stay a dimension of its own:
+    merged with the rows it has no tiled sharding, and each device would compute all of it."""
+    flat = config.platform == "cpu" and not split_axes(("sequence",))
+    return flat_dot_general if flat else None
+
+
 def dense(
     config: ModelConfig,
     name: str,
@@ -183,7 +193,7 @@ def dense(
         dtype=config.dtype,
         kernel_init=partitioned(nn.initializers.lecun_normal(), *axes),
         bias_init=partitioned(nn.initializers.zeros_init(), *out_axes),
-        dot_general=flat_dot_general,
+        dot_general=_dot_general(config),
         name=name,
     )
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from looped_jax.models.layers import Array, ModelConfig
+from looped_jax.models.output import vocabulary_logits
 from looped_jax.parallel.per_device import (
     TOKEN_AXES,
     free_axes,
@@ -63,7 +64,7 @@ def _with_gradients(
 
         def add(sums: tuple[Array, ...], chunk: tuple[Array, ...]) -> tuple[Any, Array]:
             x_nD, targets_n, weights_n = chunk
-            logits_nV, is_target_nV = _logits(x_nD, kernel_whole_VD, targets_n)
+            logits_nV, is_target_nV = _logits(config, x_nD, kernel_whole_VD, targets_n)
             log_z_n = jax.nn.logsumexp(logits_nV, axis=-1)
             xent_n = log_z_n - jnp.sum(jnp.where(is_target_nV, logits_nV, 0.0), axis=-1)
             # d/dz of xent is p - onehot, of log(Z)^2 it is 2 log(Z) p.
@@ -117,7 +118,7 @@ def token_scores(
 
         def score(_: Array, chunk: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
             x_nD, targets_n = chunk
-            logits_nV, is_target_nV = _logits(x_nD, kernel_whole_VD, targets_n)
+            logits_nV, is_target_nV = _logits(config, x_nD, kernel_whole_VD, targets_n)
             of_target_n = jnp.sum(jnp.where(is_target_nV, logits_nV, 0.0), axis=-1)
             xent_n = jax.nn.logsumexp(logits_nV, axis=-1) - of_target_n
             return _, (xent_n, jnp.argmax(logits_nV, axis=-1).astype(jnp.int32))
@@ -142,10 +143,12 @@ def _matmul(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
     )
 
 
-def _logits(x_nD: Array, kernel_VD: Array, targets_n: Array) -> tuple[Array, Array]:
+def _logits(
+    config: ModelConfig, x_nD: Array, kernel_VD: Array, targets_n: Array
+) -> tuple[Array, Array]:
     """float32 logits_nV, and where each row's target is (a comparison, which unlike a gather needs
     nothing from other devices when V is split)."""
-    logits_nV = _matmul(x_nD, kernel_VD, 1, 1)
+    logits_nV = vocabulary_logits(config, x_nD, kernel_VD)
     ids_nV = jax.lax.broadcasted_iota(jnp.int32, logits_nV.shape, 1)
     return logits_nV, ids_nV == targets_n[:, None]
 

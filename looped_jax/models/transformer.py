@@ -23,12 +23,12 @@ from looped_jax.models.layers import (
     Layer,
     LayerInputs,
     ModelConfig,
-    flat_dot_general,
     norm,
     partitioned,
     rope_angles,
 )
 from looped_jax.models.loop_plan import Segment
+from looped_jax.models.output import OutputKernel, vocabulary_logits
 from looped_jax.parallel.mesh import BATCH_AXES
 from looped_jax.parallel.per_device import gather, per_device, spec_of, split_axes
 
@@ -211,21 +211,11 @@ class LoopedTransformer(nn.Module):
             return x_BTD
         if inference is not None:
             x_BTD = jnp.take_along_axis(x_BTD, inference.last_B[:, None, None], axis=1)
-        if config.tied_output:
-            # As flat_dot_general does it.
-            logits_NV = embed.attend(x_BTD.reshape(-1, config.d_model))
-            logits_BTV = logits_NV.reshape(*x_BTD.shape[:2], config.vocab_size)
-        else:
-            logits_BTV = nn.Dense(
-                config.vocab_size,
-                use_bias=False,
-                dtype=config.dtype,
-                kernel_init=partitioned(nn.initializers.lecun_normal(), "embed", "vocab"),
-                dot_general=flat_dot_general,
-                name="output",
-            )(x_BTD)
+        kernel_VD = (
+            embed.embedding if config.tied_output else OutputKernel(config, name="output")().T
+        )
+        logits_BTV = vocabulary_logits(config, x_BTD, kernel_VD)
         logits_BTV = nn.with_logical_constraint(logits_BTV, ("batch", "length", "activation_vocab"))
-        logits_BTV = logits_BTV.astype(jnp.float32)
         return logits_BTV if inference is None else (logits_BTV[:, 0], tuple(kept))
 
 

@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from looped_jax.config import UserError, nearest
+from looped_jax.parallel.numerics import stated_numerics
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 # Axes whose devices hold different rows of the batch.
@@ -93,9 +94,10 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 @contextlib.contextmanager
-def mesh_context(mesh: Mesh, rules: tuple[tuple[str, Any], ...]) -> Iterator[None]:
-    """Logical constraints inside this context refer to ``mesh`` through ``rules``."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+def mesh_context(mesh: Mesh, rules: tuple[tuple[str, Any], ...], dtype: Any) -> Iterator[None]:
+    """Where a model that computes in ``dtype`` is traced and run: logical constraints inside refer
+    to ``mesh`` through ``rules``, and products have the precision of ``dtype``."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules), stated_numerics(dtype):
         yield
 
 

@@ -17,7 +17,6 @@ Greedy decoding is a comparison, so no finite weights reproduce it at ties: toke
 best logit is above the others by more than 1 / sharpness.
 """
 
-import jax
 import numpy as np
 
 from looped_jax.config import UserError
@@ -31,6 +30,7 @@ from looped_jax.theory.construction import (
     construct,
     ends_of,
     exact_width,
+    forward,
     layers_of,
 )
 
@@ -169,13 +169,12 @@ def greedy(
 ) -> tuple[np.ndarray, float]:
     """By the definition: m tokens, each the likeliest after all before it; and the least margin by
     which one was the likeliest."""
-    run = jax.jit(lambda params, tokens: model.apply({"params": params}, tokens))
     batch, n = inputs_BN.shape
     rows = np.zeros((batch, n + m), np.int32)  # What is to come cannot be seen.
     rows[:, :n] = inputs_BN
     margin = np.inf
     for place in range(n, n + m):
-        logits_BV = np.asarray(run(params, rows), np.float64)[:, place - 1]
+        logits_BV = forward(model, params, rows)[:, place - 1].astype(np.float64)
         best_BV = np.sort(logits_BV, axis=-1)
         margin = min(margin, float(np.min(best_BV[:, -1] - best_BV[:, -2])))
         rows[:, place] = np.argmax(logits_BV, axis=-1)

@@ -6,6 +6,7 @@ connections, no normalisation, biases.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from looped_jax.config import UserError
 from looped_jax.models.layers import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.transformer import LoopedTransformer
+from looped_jax.parallel.numerics import stated_numerics
 
 # Scores that differ by so much have weights 1 and exactly 0 after the softmax: exp(-128) is less
 # than the smallest float32, and the largest bfloat16 exponent is the same.
@@ -154,24 +156,35 @@ class Construction:
 
     def logits(self, tokens_BT: np.ndarray) -> np.ndarray:
         """logits_BTV."""
-        return np.asarray(_apply(self.model, self.params, jnp.asarray(tokens_BT), None, False))
+        return forward(self.model, self.params, tokens_BT)
 
     def states(self, tokens_BT: np.ndarray) -> list[np.ndarray]:
         """x_BTD after 1, 2, … loops."""
         (segment,) = self.model.config.plan.segments
         return [
-            np.asarray(_apply(self.model, self.params, jnp.asarray(tokens_BT), loops, True))
+            forward(self.model, self.params, tokens_BT, loops, hidden=True)
             for loops in ([None] if segment.loops == 1 else range(1, segment.loops + 1))
         ]
 
 
-def _apply(
-    model: LoopedTransformer, params: Any, tokens_BT: Any, loops: int | None, hidden: bool
+def forward(
+    model: LoopedTransformer,
+    params: Any,
+    tokens_BT: np.ndarray,
+    loops: int | None = None,
+    hidden: bool = False,
+) -> np.ndarray:
+    """logits_BTV, or x_BTD if ``hidden``: on every backend in products of full float32, without
+    which a construction's digits are lost."""
+    with stated_numerics(jnp.float32):
+        return np.asarray(_forward(model, loops, hidden, params, tokens_BT))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _forward(
+    model: LoopedTransformer, loops: int | None, hidden: bool, params: Any, tokens_BT: Any
 ) -> Any:
-    run = jax.jit(
-        lambda params, tokens: model.apply({"params": params}, tokens, loops=loops, hidden=hidden)
-    )
-    return run(params, tokens_BT)
+    return model.apply({"params": params}, tokens_BT, loops=loops, hidden=hidden)
 
 
 def exact_width(minimum: int, dtype: str) -> int:

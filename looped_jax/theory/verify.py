@@ -14,7 +14,7 @@ from looped_jax.models.layers import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.theory import chain_of_thought, group_composition, p_hop, simulate_depth
-from looped_jax.theory.construction import Construction
+from looped_jax.theory.construction import Construction, forward
 from looped_jax.theory.groups import named_group
 
 # Inputs up to this number are all tried.
@@ -136,7 +136,7 @@ def verify_simulate_depth(plan: str, cases: int, seed: int, dtype: str) -> Verif
     config = model.config
     rng = np.random.default_rng(seed)
     rows_BT = rng.integers(0, config.vocab_size, (cases, config.max_length)).astype(np.int32)
-    want = np.asarray(model.apply({"params": params}, rows_BT))
+    want = forward(model, params, rows_BT)
     construction = simulate_depth.simulate_depth(model, params)
     scale = np.abs(want).max()
     error_B = np.abs(simulate_depth.logits(construction, rows_BT) - want).max(axis=(1, 2)) / scale

@@ -6,6 +6,7 @@ therefore a point at which everything before it is on disk, and a run resumed fr
 exactly what the run that died would have done.
 """
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -71,6 +72,10 @@ class Job:
     @property
     def rules(self) -> Any:
         return self.config.mesh.rules
+
+    def context(self) -> contextlib.AbstractContextManager[None]:
+        """Where its functions are traced and run."""
+        return mesh_context(self.mesh, self.rules, self.model.config.dtype)
 
 
 def prepare(
@@ -296,7 +301,7 @@ class _Run:
             disable=not distributed.is_first(),
         )
         try:
-            with bar, mesh_context(self.job.mesh, self.job.rules):
+            with bar, self.job.context():
                 self._evaluate_if_due()  # If the run was stopped just before.
                 self._loop(bar)
         finally:

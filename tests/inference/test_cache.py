@@ -75,7 +75,7 @@ def test_decoding_is_sharded_like_training() -> None:
     params = init(model)
     alone = decoded_logits(model, params, None)
     config = small_config(mesh__data=2, mesh__fsdp=2, mesh__tensor=2, train__batch_size=4)
-    with mesh_context(make_mesh(config), config.mesh.rules):
+    with mesh_context(make_mesh(config), config.mesh.rules, model.config.dtype):
         together = decoded_logits(model, params, None)
         _, cache = jax.jit(lambda p, t, n: prefill(model, p, t, n, 20))(params, tokens(), LENGTHS)
     for a, b in zip(alone, together, strict=True):

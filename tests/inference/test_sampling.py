@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +9,19 @@ from hypothesis import strategies as st
 
 from looped_jax.config import UserError
 from looped_jax.inference.sampling import Sampling, sample
+from looped_jax.models.output import NEVER
 
 LOGITS = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.1]]))
+
+
+def keys(seed: int, count: int) -> jax.Array:
+    return jax.random.split(jax.random.key(seed), count)
 
 
 def drawn(sampling: Sampling, count: int = 4000) -> np.ndarray:
     """Shares of each token in many draws."""
     logits = jnp.repeat(LOGITS, count, axis=0)
-    tokens = sample(logits, jax.random.key(0), sampling)
+    tokens = sample(logits, keys(0, count), sampling)
     return np.bincount(np.asarray(tokens), minlength=4) / count
 
 
@@ -46,15 +53,37 @@ def test_draws_follow_the_cut_distribution(sampling: Sampling, expected: list[fl
 @given(st.floats(0.05, 1.0), st.integers(0, 8), st.integers(0, 100))
 def test_the_likeliest_token_is_always_possible(top_p: float, top_k: int, seed: int) -> None:
     logits = jax.random.normal(jax.random.key(seed), (64, 8)) * 3
-    tokens = sample(logits, jax.random.key(seed), Sampling(1.0, top_k, top_p))
+    tokens = sample(logits, keys(seed, 64), Sampling(1.0, top_k, top_p))
     ranks = jnp.sum(logits > jnp.take_along_axis(logits, tokens[:, None], 1), axis=1)
     if top_k:
         assert ranks.max() < top_k
     one = Sampling(1.0, top_k=1, top_p=top_p)
-    np.testing.assert_array_equal(sample(logits, jax.random.key(seed), one), logits.argmax(-1))
+    np.testing.assert_array_equal(sample(logits, keys(seed, 64), one), logits.argmax(-1))
 
 
 def test_values_that_make_no_sense_are_refused() -> None:
-    for bad in (dict(temperature=-1.0), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.5)):
+    for bad in (dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.5), dict(top_p=math.nan)):
         with pytest.raises(UserError, match="must not be negative"):
             Sampling(**bad)
+    for temperature in (-1.0, math.nan, math.inf):
+        with pytest.raises(UserError, match="must be a number from 0"):
+            Sampling(temperature)
+
+
+@given(
+    st.sampled_from([1e-45, 1e-3, 1.0, 20.0, 1e30]), st.integers(0, 8), st.floats(0.05, 1.0),
+    st.integers(0, 100),
+)  # fmt: skip
+def test_what_pads_the_vocabulary_is_never_drawn(
+    temperature: float, top_k: int, top_p: float, seed: int
+) -> None:
+    logits = jax.random.normal(jax.random.key(seed), (256, 8)).at[:, 5:].set(NEVER)
+    tokens = sample(logits, keys(seed, 256), Sampling(temperature, top_k, top_p))
+    assert tokens.max() < 5
+
+
+def test_a_rows_draw_does_not_depend_on_the_rows_beside_it() -> None:
+    logits = jax.random.normal(jax.random.key(1), (8, 8))
+    together = sample(logits, keys(0, 8), Sampling(1.0))
+    alone = [sample(logits[i : i + 1], keys(0, 8)[i : i + 1], Sampling(1.0))[0] for i in range(8)]
+    assert together.tolist() == [int(token) for token in alone]

@@ -58,7 +58,7 @@ def test_the_tpu_kernel_works_on_parts_of_the_batch_heads_and_length(mesh: dict)
     config = small_config(**mesh)
     inputs = arrays(4)
     expected = with_gradients(causal_attention, *inputs)
-    with mesh_context(make_mesh(config), config.mesh.rules):
+    with mesh_context(make_mesh(config), config.mesh.rules, jnp.float32):
         splash = functools.partial(attention, "splash", interpret=True)
         assert_close(with_gradients(splash, *inputs), expected, 2e-3)
 
@@ -67,7 +67,7 @@ def test_queries_split_over_devices_see_all_keys_before_them() -> None:
     config = small_config(mesh__data=2, mesh__sequence=4)
     inputs = arrays(2)
     expected = with_gradients(causal_attention, *inputs)
-    with mesh_context(make_mesh(config), config.mesh.rules):
+    with mesh_context(make_mesh(config), config.mesh.rules, jnp.float32):
         split = functools.partial(attention, "xla")
         assert_close(with_gradients(split, *inputs), expected, 1e-5)
 

@@ -8,7 +8,7 @@ import pytest
 from helpers import random_rows, small_config
 
 from looped_jax.config import UserError
-from looped_jax.parallel.mesh import make_mesh, mesh_context, put_batch
+from looped_jax.parallel.mesh import make_mesh, put_batch
 from looped_jax.training.state import _fresh, init_state
 from looped_jax.training.train_step import loss_and_grads
 from looped_jax.training.trainer import prepare
@@ -36,7 +36,7 @@ def one_step(**mesh: int) -> tuple[Any, Any, Any]:
     job = prepare(small_config(**WIDTHS, **mesh))
     state = init_state(job.model, job.optimizer, 0, job.layout)
     batch = put_batch(random_rows(rows=16, length=8, vocab=10), job.mesh)
-    with mesh_context(job.mesh, job.rules):
+    with job.context():
         compute = jax.jit(lambda params, batch: loss_and_grads(job.model, params, batch))
         loss, grads = compute(state.params, batch)
     return state, loss, jax.device_get(grads)
