@@ -25,7 +25,7 @@ from looped_jax.models.layers import ModelConfig
 from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel.mesh import make_mesh
 from looped_jax.training.optimizer import make_optimizer
-from looped_jax.training.state import init_state, state_layout
+from looped_jax.training.state import init_state, parameter_axes, state_layout
 
 PROMPT, NEW = 128, 128
 # Without a cache only so many tokens are timed: each takes the same whole pass.
@@ -40,7 +40,7 @@ def ours() -> tuple[LoopedTransformer, Any, Any, Any]:
         ModelConfig.from_config(config.model, vocab_size=V, max_length=PROMPT + NEW)
     )
     mesh = make_mesh(config)
-    optimizer = make_optimizer(config.optimizer, 1)
+    optimizer = make_optimizer(config.optimizer, 1, parameter_axes(model))
     layout = state_layout(model, optimizer, mesh, config.mesh.rules)
     return model, init_state(model, optimizer, 0, layout).params, mesh, config.mesh.rules
 

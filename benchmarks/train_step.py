@@ -26,7 +26,7 @@ from looped_jax.models.layers import ModelConfig
 from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel.mesh import make_mesh, mesh_context
 from looped_jax.training.optimizer import make_optimizer
-from looped_jax.training.state import init_state, state_layout
+from looped_jax.training.state import init_state, parameter_axes, state_layout
 from looped_jax.training.train_step import make_train_step
 
 K, L, D, H, FF, V, B, T = 4, 3, 256, 8, 1024, 8192, 8, 256
@@ -42,7 +42,7 @@ def looped_jax_step(tokens: np.ndarray, **model_fields: Any) -> Step:
     config.optimizer.update(name="adamw", learning_rate=RATE, weight_decay=DECAY, clip_norm=0.0)
     config.train.batch_size = B
     model = LoopedTransformer(ModelConfig.from_config(config.model, vocab_size=V, max_length=T))
-    optimizer = make_optimizer(config.optimizer, 1000)
+    optimizer = make_optimizer(config.optimizer, 1000, parameter_axes(model))
     mesh = make_mesh(config)
     layout = state_layout(model, optimizer, mesh, config.mesh.rules)
     state = init_state(model, optimizer, 0, layout)

@@ -166,35 +166,6 @@ def parameter_shardings(boxed_params: Any, mesh: Mesh, rules: tuple[tuple[str, A
     return shardings
 
 
-def state_shardings(optimizer_state: Any, params: Any, shardings: Any, mesh: Mesh) -> Any:
-    """Shardings for an optimizer state from those of the parameters it is about.
-
-    A moment has its parameter's shape and sharding. A factored moment (Adafactor) lacks one
-    dimension and keeps the sharding of the others. Anything else (counts) is replicated.
-    """
-    by_path = {
-        jax.tree_util.keystr(path): (array.shape, sharding)
-        for (path, array), sharding in zip(
-            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
-        )
-    }
-
-    def of(path: Any, array: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path)
-        for suffix, (shape, sharding) in by_path.items():
-            if not name.endswith(suffix):
-                continue
-            spec = tuple(sharding.spec) + (None,) * (len(shape) - len(sharding.spec))
-            if array.shape == shape:
-                return sharding
-            for axis in range(len(shape)):
-                if array.shape == shape[:axis] + shape[axis + 1 :]:
-                    return NamedSharding(mesh, PartitionSpec(*spec[:axis], *spec[axis + 1 :]))
-        return replicated(mesh)
-
-    return jax.tree_util.tree_map_with_path(of, optimizer_state)
-
-
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 

@@ -10,6 +10,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from looped_jax.models.matrices import layered_shape
 from looped_jax.training.schedule import learning_rate
 
 
@@ -22,22 +23,54 @@ def decays(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_kernel, params)
 
 
-def make_optimizer(optimizer: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """The transformation that config.optimizer describes, for a run of ``steps`` updates.
+def layer_by_layer(
+    transformation: optax.GradientTransformation, axes: Any
+) -> optax.GradientTransformation:
+    """A transformation of matrices (and vectors), applied to each layer's by itself.
+
+    ``axes``: the logical axis names of each parameter. The state has, in the place of each
+    parameter, the transformation's state with an axis of layers in front.
+    """
+
+    def seen(array: jax.Array, names: Any) -> jax.Array:
+        return array.reshape(layered_shape(tuple(names), array.shape))
+
+    def init(params: Any) -> Any:
+        return jax.tree.map(lambda p, n: jax.vmap(transformation.init)(seen(p, n)), params, axes)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def one(update: jax.Array, names: Any, of_state: Any, param: jax.Array) -> Any:
+            made, kept = jax.vmap(transformation.update)(
+                seen(update, names), of_state, seen(param, names)
+            )
+            return made.reshape(update.shape), kept
+
+        leaves, tree = jax.tree.flatten(updates)
+        rest = (tree.flatten_up_to(t) for t in (axes, state, params))
+        made, kept = zip(*map(one, leaves, *rest), strict=True)
+        return tree.unflatten(made), tree.unflatten(kept)
+
+    return optax.GradientTransformation(init, update)
+
+
+def make_optimizer(optimizer: ConfigDict, steps: int, axes: Any) -> optax.GradientTransformation:
+    """The transformation that config.optimizer describes, for a run of ``steps`` updates of
+    parameters with these logical axes.
 
     Adafactor (Shazeer and Stern 2018) as the paper uses it: an explicit schedule, steps relative
-    to the size of each parameter, no momentum. Statistics are taken per parameter array, and
-    the k layers of a segment are one array.
+    to the size of each parameter, no momentum. Statistics, clipping and size are those of one
+    layer's matrix, however layers are stored, as in T5X.
     """
     parts = []
     if optimizer.clip_norm:
         parts.append(optax.clip_by_global_norm(optimizer.clip_norm))
     if optimizer.name == "adafactor":
-        parts += [
+        adafactor = optax.chain(
             optax.scale_by_factored_rms(),
             optax.clip_by_block_rms(1.0),
             optax.scale_by_param_block_rms(),
-        ]
+        )
+        parts.append(layer_by_layer(adafactor, axes))
     elif optimizer.name == "adamw":
         parts.append(optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps))
     if optimizer.weight_decay:

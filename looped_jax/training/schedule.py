@@ -9,13 +9,14 @@ def learning_rate(optimizer: ConfigDict, steps: int) -> optax.Schedule:
 
     Update s (from 1) of the first W = warmup_steps has peak * s / W, so the first one moves the
     parameters already. After that:
-      cosine    from the peak down to final_fraction * peak at update ``steps``
+      cosine    from the peak towards final_fraction * peak, which the update after the last would
+                have: with 0 no update is without effect
       constant  the peak
       rsqrt     peak * sqrt(W / s)
     """
     peak, warmup = optimizer.learning_rate, optimizer.warmup_steps
     if optimizer.schedule == "cosine":
-        decay_steps = max(1, steps - warmup)
+        decay_steps = max(1, steps + 1 - max(1, warmup))
         after = optax.cosine_decay_schedule(peak, decay_steps, alpha=optimizer.final_fraction)
     elif optimizer.schedule == "constant":
         after = optax.constant_schedule(peak)

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from looped_jax.models.matrices import layered, layered_shape
 from looped_jax.models.transformer import LoopedTransformer
-from looped_jax.parallel.mesh import parameter_shardings, replicated, state_shardings
+from looped_jax.parallel.mesh import parameter_shardings, replicated
 
 
 class TrainState(struct.PyTreeNode):
@@ -20,7 +21,6 @@ class TrainState(struct.PyTreeNode):
     step: Any  # int32 [], updates made.
     params: Any
     optimizer: Any
-    key: Any  # uint32 [2]; a stochastic layer draws from fold_in(key, step).
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,26 +36,37 @@ class StateLayout:
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
 
 
-def _fresh(model: LoopedTransformer, optimizer: optax.GradientTransformation, seed: int) -> Any:
-    key, init_key = jax.random.split(jax.random.PRNGKey(seed))
+def _fresh(
+    model: LoopedTransformer, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+    params = nn.unbox(_boxed(model, seed))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def _boxed(model: LoopedTransformer, seed: int) -> Any:
+    """Fresh parameters with their logical axis names."""
+    _, key = jax.random.split(jax.random.PRNGKey(seed))
     # Parameter shapes do not depend on the row length: two tokens are enough to trace.
-    boxed = model.init(init_key, jnp.zeros((1, 2), jnp.int32))["params"]
-    params = nn.unbox(boxed)
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
-    return state, boxed
+    return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+
+
+def parameter_axes(model: LoopedTransformer) -> Any:
+    """The logical axis names of each parameter: a tree of PartitionSpec."""
+    return nn.get_partition_spec(jax.eval_shape(lambda: _boxed(model, 0)))
 
 
 def state_layout(
     model: LoopedTransformer, optimizer: optax.GradientTransformation, mesh: Mesh, rules: Any
 ) -> StateLayout:
     """Computes shapes and shardings; nothing is allocated. UserError as parameter_shardings."""
-    state, boxed = jax.eval_shape(lambda: _fresh(model, optimizer, 0))
-    params = parameter_shardings(boxed, mesh, rules)
+    state = jax.eval_shape(lambda: _fresh(model, optimizer, 0))
+    params = parameter_shardings(jax.eval_shape(lambda: _boxed(model, 0)), mesh, rules)
     shardings = TrainState(
         step=replicated(mesh),
         params=params,
-        optimizer=state_shardings(state.optimizer, state.params, params, mesh),
-        key=replicated(mesh),
+        optimizer=_optimizer_shardings(
+            state.optimizer, state.params, parameter_axes(model), params, mesh
+        ),
     )
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -65,6 +76,42 @@ def state_layout(
     return StateLayout(abstract, shardings)
 
 
+def _optimizer_shardings(
+    optimizer_state: Any, params: Any, axes: Any, shardings: Any, mesh: Mesh
+) -> Any:
+    """Shardings for an optimizer's state from those of the parameters it is about.
+
+    A moment has its parameter's shape and sharding, as it is stored or layer by layer
+    (models/matrices.py). A factored moment (Adafactor) lacks one dimension and keeps the sharding
+    of the others. Anything else (counts) is replicated.
+    """
+    forms: dict[str, list[tuple[tuple[int, ...], tuple[Any, ...]]]] = {}
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    of_leaves = (tree.flatten_up_to(t) for t in (axes, shardings))
+    for (path, array), names, sharding in zip(leaves, *of_leaves, strict=True):
+        spec = tuple(sharding.spec) + (None,) * (array.ndim - len(sharding.spec))
+        names = tuple(names)
+        # Of merged axes the first one is split: it is the major one.
+        layered_spec = layered(names, spec, lambda first, _: first)
+        forms[jax.tree_util.keystr(path)] = [
+            (array.shape, spec),
+            (layered_shape(names, array.shape), layered_spec),
+        ]
+
+    def of(path: Any, array: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path)
+        of_parameter = next((forms[known] for known in forms if known in name), [])
+        for shape, spec in of_parameter:
+            if array.shape == shape:
+                return NamedSharding(mesh, PartitionSpec(*spec))
+            for axis in range(1, len(shape)):
+                if array.shape == shape[:axis] + shape[axis + 1 :]:
+                    return NamedSharding(mesh, PartitionSpec(*spec[:axis], *spec[axis + 1 :]))
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(of, optimizer_state)
+
+
 def init_state(
     model: LoopedTransformer,
     optimizer: optax.GradientTransformation,
@@ -72,4 +119,4 @@ def init_state(
     layout: StateLayout,
 ) -> TrainState:
     """A fresh state, each device computing its own shards; the values follow from ``seed``."""
-    return jax.jit(lambda: _fresh(model, optimizer, seed)[0], out_shardings=layout.shardings)()
+    return jax.jit(lambda: _fresh(model, optimizer, seed), out_shardings=layout.shardings)()

@@ -51,7 +51,13 @@ from looped_jax.training.metrics import MetricsWriter
 from looped_jax.training.optimizer import make_optimizer
 from looped_jax.training.profile import ProfileOnSignal
 from looped_jax.training.stacking import Stage, grow, stages
-from looped_jax.training.state import StateLayout, TrainState, init_state, state_layout
+from looped_jax.training.state import (
+    StateLayout,
+    TrainState,
+    init_state,
+    parameter_axes,
+    state_layout,
+)
 from looped_jax.training.stopwatch import Stopwatch
 from looped_jax.training.train_step import make_train_step
 
@@ -103,7 +109,7 @@ def prepare(
     model = LoopedTransformer(model_config)
     regularizer = CosineRegularizer.for_plan(model_config.plan, **config.regularizer)
     stages(config)  # UserError if it cannot be stacked as asked.
-    optimizer = make_optimizer(config.optimizer, config.train.steps)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, parameter_axes(model))
     layout = state_layout(model, optimizer, mesh, config.mesh.rules)
     asked = _downstream_tasks(config, spec.length) if needs_data else ()
     return Job(config, model, optimizer, mesh, layout, regularizer, asked)

@@ -97,9 +97,7 @@ def test_a_parameter_that_does_not_divide_is_named() -> None:
 def test_no_device_ever_holds_the_whole_state_while_it_is_initialised() -> None:
     wide = dict(model__vocab_size=4096, model__d_model=64, optimizer__name="adamw")
     job = prepare(small_config(mesh__data=1, mesh__fsdp=8, **wide))
-    fresh = jax.jit(
-        lambda: _fresh(job.model, job.optimizer, 0)[0], out_shardings=job.layout.shardings
-    )
+    fresh = jax.jit(lambda: _fresh(job.model, job.optimizer, 0), out_shardings=job.layout.shardings)
     memory = fresh.lower().compile().memory_analysis()
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(job.layout.abstract))
     largest = 4096 * 64 * 4  # The embedding's bytes.
