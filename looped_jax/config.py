@@ -459,14 +459,23 @@ def from_json(text: str) -> ConfigDict:
     return config.lock()
 
 
+def differing_keys(config: ConfigDict, other: ConfigDict) -> list[str]:
+    """The keys, in order, whose values differ of those that change what a run computes."""
+    here, there = dict(flatten(config)), dict(flatten(other))
+    return [
+        key
+        for key in sorted({*here, *there})
+        if here.get(key) != there.get(key)
+        and not any(key == k or key.startswith(f"{k}.") for k in OPERATIONAL_KEYS)
+    ]
+
+
 def differences(config: ConfigDict, other: ConfigDict) -> list[str]:
     """Lines ``key: value here, value there`` for keys that change what a run computes."""
     here, there = dict(flatten(config)), dict(flatten(other))
     return [
         f"{key}: {here.get(key)!r} now, {there.get(key)!r} there"
-        for key in sorted({*here, *there})
-        if here.get(key) != there.get(key)
-        and not any(key == k or key.startswith(f"{k}.") for k in OPERATIONAL_KEYS)
+        for key in differing_keys(config, other)
     ]
 
 

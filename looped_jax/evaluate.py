@@ -51,7 +51,7 @@ def main(overrides: dict[str, str]) -> None:
     sets = held_out_sets(config, job.mesh, _SPLIT.value)  # UserError if a text is not there.
     others = tuple(name for name in config.eval.tasks if name != "text")
     names = downstream.expand(others) if config.data.task == "text" else ()
-    params = run.restore().params
+    params = run.parameters()
     for loops in counts:
         evaluator = Evaluator(job.model, job.mesh, job.rules, loops)
         metrics: dict[str, float] = {}

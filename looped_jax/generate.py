@@ -44,7 +44,7 @@ def main(overrides: dict[str, str]) -> None:
     # One row at a time: all devices work on it, or hold copies.
     job = run.job
     generator = Generator(
-        job.model, run.restore().params, job.mesh, job.rules, _LOOPS.value, batch_size=1
+        job.model, run.parameters(), job.mesh, job.rules, _LOOPS.value, batch_size=1
     )
     if _PROMPT.value != "-":
         stream(generator, vocabulary, _PROMPT.value, sampling)

@@ -355,7 +355,7 @@ def _similarity(records: Sequence[Record]) -> list[Part]:
         block = record.config.regularizer.block or record.config.stacking.block or 1
         title = record.name if record.name == record.label else f"{record.name}: {record.label}"
         try:
-            params = open_run(str(record.workdir)).restore().params
+            params = open_run(str(record.workdir)).parameters()
             cosines = block_cosines(params, block)
         except (UserError, RunError) as error:
             parts.append(Text((f"{title}: no heatmap ({error})",), "warning"))

@@ -6,6 +6,8 @@ state is grain's and goes into the checkpoint.
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +19,12 @@ from looped_jax.config import UserError
 from looped_jax.data.rows import TRAIN_KEYS, Rows, RowSource, answer_rows
 from looped_jax.data.tasks import downstream, get_task
 from looped_jax.data.tasks.base import SyntheticTask
-from looped_jax.data.text import check_files, text_rows, text_vocab_size
-from looped_jax.data.vocabulary import load_vocabulary
+from looped_jax.data.text import TextRows, check_files, text_rows, text_vocab_size
+from looped_jax.data.vocabulary import fingerprint, load_vocabulary
 
 PREFETCHED_BATCHES = 4
+# Of the sample of rows that is evaluated.
+HELD_OUT_SEED = 0
 # Errors come out of grain as they went in, without remarks on their tracebacks in the message.
 grain.config.update("py_traceback_filtering", "off")
 
@@ -93,6 +97,24 @@ def run_vocabulary(config: ConfigDict) -> Any:
     return get_task(config.data.task).vocabulary
 
 
+def vocabulary_fingerprint(config: ConfigDict) -> str:
+    """Equal for vocabularies in which equal ids mean the same, whatever they are called."""
+    if config.data.task == "text":
+        return fingerprint(config.data.vocabulary)
+    tokens = json.dumps(list(get_task(config.data.task).vocabulary.tokens))
+    return hashlib.sha256(tokens.encode()).hexdigest()
+
+
+def check_same_vocabulary(trained: dict[str, Any], here: str) -> None:
+    """UserError if ``here`` is not the vocabulary of a checkpoint's data (TrainBatches.state)."""
+    if trained["vocabulary"] != here:
+        raise UserError(
+            f"the vocabulary (config.data.vocabulary) is not the one that the model was trained "
+            f"with: its sha256 is {here[:12]}…, that one's {trained['vocabulary'][:12]}…; give "
+            "that file"
+        )
+
+
 def make_source(config: ConfigDict, split: str, task_name: str = "") -> RowSource:
     """The row source of a split: of the training task, or of another synthetic task."""
     task_name = task_name or config.data.task
@@ -125,7 +147,8 @@ class _Batches(grain.sources.RandomAccessDataSource):
 
     def __init__(self, source: RowSource, batch_size: int, seed: int, rows: np.ndarray):
         self._source = source
-        self._batch_size = batch_size
+        self.batch_size = batch_size
+        self.first_row = 0  # Of batch 0, in the order of training.
         self._local = rows
         self._order: Callable[[int], int] = lambda index: index
         if source.num_rows is not None:
@@ -133,10 +156,10 @@ class _Batches(grain.sources.RandomAccessDataSource):
             self._order = shuffled.__getitem__
 
     def __len__(self) -> int:
-        return np.iinfo(np.int64).max // (2 * self._batch_size)  # No end.
+        return np.iinfo(np.int64).max // (2 * self.batch_size)  # No end.
 
     def __getitem__(self, step: int) -> Rows:
-        places = step * self._batch_size + self._local
+        places = self.first_row + step * self.batch_size + self._local
         rows = self._source.rows(np.array([self._order(int(place)) for place in places]))
         return {key: rows[key] for key in TRAIN_KEYS}
 
@@ -146,23 +169,51 @@ class TrainBatches:
     """An endless iterator over a process's batches, whose position a checkpoint holds."""
 
     iterator: grain.DatasetIterator
+    batches: _Batches
     fingerprint: str  # Of the data; see RowSource.
+    vocabulary: str  # vocabulary_fingerprint
 
     def __next__(self) -> Rows:
         return next(self.iterator)
 
     def state(self) -> dict[str, Any]:
-        """The position, for a checkpoint; the same in every process."""
-        return {"iterator": dict(self.iterator.get_state()), "fingerprint": self.fingerprint}
+        """The position, for a checkpoint; the same in every process. ``rows``: how many were read
+        or passed over."""
+        iterator = dict(self.iterator.get_state())
+        first = self.batches.first_row
+        return {
+            "iterator": iterator,
+            "first_row": first,
+            "rows": first + iterator["next_index"] * self.batches.batch_size,
+            "fingerprint": self.fingerprint,
+            "vocabulary": self.vocabulary,
+        }
 
-    def set_state(self, state: dict[str, Any], same_data: bool = True) -> None:
-        """Goes to a position; UserError if it is one in other data and ``same_data`` is asked."""
-        if same_data and state["fingerprint"] != self.fingerprint:
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a position that ``state`` gave, in this data and at this batch size."""
+        self.batches.first_row = state["first_row"]
+        self.iterator.set_state(state["iterator"])
+
+    def start_at_row(self, row: int) -> None:
+        """Begins behind the rows that were read, in the order of training."""
+        self.batches.first_row = row
+
+    def has_same_data(self, state: dict[str, Any]) -> bool:
+        """Whether a position is one in this data."""
+        return bool(state["fingerprint"] == self.fingerprint)
+
+    def check_same(self, state: dict[str, Any]) -> None:
+        """UserError if a position is one in other data, or of another vocabulary."""
+        self.check_same_vocabulary(state)
+        if not self.has_same_data(state):
             raise UserError(
                 "the data at config.data.path is not what this run was trained on (its rows or "
                 "their order differ); give the path of that data, or choose another --workdir"
             )
-        self.iterator.set_state(state["iterator"])
+
+    def check_same_vocabulary(self, state: dict[str, Any]) -> None:
+        """UserError if a position is one in text of another vocabulary."""
+        check_same_vocabulary(state, self.vocabulary)
 
 
 def train_batches(
@@ -178,24 +229,70 @@ def train_batches(
         num_threads=threads, prefetch_buffer_size=max(PREFETCHED_BATCHES, threads)
     )
     iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
-    return TrainBatches(iterator, source.fingerprint)
+    return TrainBatches(iterator, batches, source.fingerprint, vocabulary_fingerprint(config))
 
 
-def eval_batches(
-    source: RowSource, examples: int, batch_size: int, local: np.ndarray | None = None
-) -> list[Rows]:
-    """The first ``examples`` rows (or all there are) in equal batches, of each the rows whose
-    numbers ``local`` has (by default all).
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """The rows of a source that are evaluated.
+
+    Where the source ends they are a random sample, by a seed of its own: the same for every model
+    and run. (A file's first rows may be all of one component.) A source without end is random
+    itself: its first rows.
+    """
+
+    source: RowSource
+    order: np.ndarray  # Indices of the rows.
+    # Of text, the document of each token, int32 [rows, T], and each document's component.
+    document_NT: np.ndarray | None = None
+    component_of_document: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(1, int))
+
+    @classmethod
+    def of(cls, source: RowSource, examples: int) -> "Sample":
+        """``examples`` rows, or all there are."""
+        if source.num_rows is None:
+            return cls(source, np.arange(examples))
+        order = np.random.default_rng(HELD_OUT_SEED).permutation(source.num_rows)[:examples]
+        if not isinstance(source, TextRows):
+            return cls(source, order)
+        found_NT = source.documents(order)
+        known, index = np.unique(found_NT, return_inverse=True)
+        # Padding belongs to no document; nothing is predicted there.
+        document_NT = index.reshape(found_NT.shape) - (1 if known[0] < 0 else 0)
+        document_NT = np.maximum(document_NT, 0).astype(np.int32)
+        component = np.zeros(document_NT.max() + 1, int)
+        real_NT = found_NT >= 0
+        component[document_NT[real_NT]] = source.rows(order)["group"][real_NT]
+        return cls(source, order, document_NT, component)
+
+    def rows(self, places: np.ndarray) -> Rows:
+        """These rows of the sample; see data/rows.py."""
+        rows = self.source.rows(self.order[places])
+        return rows if self.document_NT is None else {**rows, "document": self.document_NT[places]}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What is evaluated, for a run's records."""
+        return {
+            "rows": len(self.order),
+            "of": self.source.num_rows,
+            "sample_seed": None if self.source.num_rows is None else HELD_OUT_SEED,
+            "data": self.source.fingerprint,
+        }
+
+
+def eval_batches(sample: Sample, batch_size: int, local: np.ndarray | None = None) -> list[Rows]:
+    """A sample in equal batches, of each the rows whose numbers ``local`` has (by default all).
 
     The last batch is filled with rows of weight 0, whose `answer` is empty.
     """
-    count = examples if source.num_rows is None else min(examples, source.num_rows)
+    count = len(sample.order)
     numbers = np.arange(batch_size) if local is None else local
     batches = []
     for start in range(0, count, batch_size):
         there = start + numbers[start + numbers < count]
         # A process without any row of this batch still needs the arrays' shapes.
-        rows = source.rows(there if len(there) else np.array([0]))
+        rows = sample.rows(there if len(there) else np.array([0]))
         missing = len(numbers) - len(there)
         batches.append(
             {k: np.pad(v[: len(there)], ((0, missing), (0, 0))) for k, v in rows.items()}

@@ -10,6 +10,7 @@ A row source answers `rows(indices)` with a dictionary of arrays of shape [N, T]
 and, where it is text, for evaluation:
   group         int32  index of the component (of the Pile, say) that a token belongs to
   target_bytes  int32  bytes of text behind the target
+  document      int32  index of the document among those of the evaluation (evaluation/held_out.py)
 """
 
 from typing import Protocol

@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 
 from looped_jax.config import RunError, UserError
 from looped_jax.data.documents import Document, Shards, parse
+from looped_jax.data.files import sha256
 from looped_jax.data.manifest import Manifest, is_prepared, read_manifest
 from looped_jax.data.packing import RowReader, component_id, pack, token_dtype
-from looped_jax.data.rows import Rows
+from looped_jax.data.rows import BOS, Rows
 from looped_jax.data.vocabulary import Vocabulary, fingerprint, load_vocabulary
 
 _BLOCK = 1 << 24
@@ -64,6 +65,28 @@ class TextRows:
     def components(self) -> tuple[str, ...]:
         """Names that `group` in the rows refers to."""
         return self.reader.components
+
+    def documents(self, indices: np.ndarray) -> np.ndarray:
+        """Which document each token of these rows belongs to: int64 [N, T], equal for equal
+        documents also where one goes on over several rows; -1 for padding."""
+        rows = self.rows(indices)
+        found = np.full(rows["tokens"].shape, -1, np.int64)
+        for i, index in enumerate(indices):
+            segment_T = rows["segment_ids"][i]
+            # A number for (row, segment) where the document begins.
+            found[i] = np.where(segment_T > 0, int(index) * (self.length + 1) + segment_T, -1)
+            if rows["tokens"][i, 0] != BOS:
+                found[i, segment_T == 1] = self._document_going_on_in(int(index))
+        return found
+
+    def _document_going_on_in(self, index: int) -> int:
+        while index > 0:
+            index -= 1
+            row = self.rows(np.array([index]))
+            last = int(row["segment_ids"].max())
+            if last > 1 or row["tokens"][0, 0] == BOS:
+                return index * (self.length + 1) + last
+        return 1
 
     def rows(self, indices: np.ndarray) -> Rows:
         """See data/rows.py. RunError if a shard cannot be read."""
@@ -133,7 +156,7 @@ def text_rows(config: ConfigDict, split: str) -> TextRows:
         raise UserError(f"text has no {split} split: config.data.{split}_files is empty")
     shards = Shards.find(config.data.path, patterns(config)[split])
     documents = (document for block in shards.blocks(_BLOCK) for document in parse(block))
-    identity = [(path.name, path.stat().length) for path in shards.paths]
+    identity = [sha256(path) for path in shards.paths]  # Not names and sizes: content.
     vocabulary = load_vocabulary(config.data.vocabulary)
     return pack_in_memory(documents, vocabulary, config.data.length, config.data.path, identity)
 

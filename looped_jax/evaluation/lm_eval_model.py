@@ -53,7 +53,7 @@ class LoopedJax(LM):
         job = run.job
         self.vocabulary = run_vocabulary(job.config)
         self.generator = Generator(
-            job.model, run.restore().params, job.mesh, job.rules, loops, batch_size
+            job.model, run.parameters(), job.mesh, job.rules, loops, batch_size
         )
 
     def pair_ids(self, context: str, continuation: str) -> tuple[list[int], list[int]]:

@@ -26,7 +26,7 @@ def by_loops(workdir: str, most: int) -> dict[str, dict[int, float]]:
     of_construction = construction_curve(task)
     job.model.config.plan.with_loops(1)  # UserError if there is nothing to loop.
     (held_out,) = held_out_sets(job.config, job.mesh)
-    params = run.restore().params
+    params = run.parameters()
     trained: dict[int, float] = {}
     for loops in range(1, most + 1):
         metrics = Evaluator(job.model, job.mesh, job.rules, loops)(params, held_out)

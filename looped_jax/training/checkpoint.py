@@ -1,21 +1,31 @@
 """Checkpoints: Orbax, asynchronous, the newest few kept.
 
-`checkpoints/<step>/` holds the train state and, as JSON, the data iterator's position and the
-config. A checkpoint appears under its step only when it is complete: one that was being written
+`checkpoints/<step>/` holds the train state and, as JSON, the position in the data, the config, the
+numerics format, the code's version and a checksum of each array, which is checked on reading. A checkpoint appears under its step only when it is complete: one that was being written
 when the process died is not there.
 """
 
+import contextlib
+import hashlib
+import json
 import logging
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 import orbax.checkpoint as ocp
 from etils import epath
 
 from looped_jax.config import RunError, UserError
 from looped_jax.data.pipeline import TrainBatches
+from looped_jax.models.format import MODEL_FORMAT
+from looped_jax.parallel import distributed
+from looped_jax.training.checksums import checksums
+from looped_jax.training.identity import code_version
 from looped_jax.training.state import StateLayout, TrainState
 
 
@@ -24,7 +34,7 @@ class Checkpointer:
 
     def __init__(self, workdir: epath.Path, keep: int):
         _silence_storage()
-        self.directory = workdir / "checkpoints"
+        self.workdir, self.directory = workdir, workdir / "checkpoints"
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, cleanup_tmp_directories=True
         )
@@ -48,7 +58,7 @@ class Checkpointer:
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step."""
-        return self._manager.latest_step()
+        return max(saved_steps(self.workdir), default=None)
 
     def describe_latest(self) -> str:
         """For messages: where the newest complete checkpoint is."""
@@ -64,8 +74,18 @@ class Checkpointer:
     ) -> None:
         """Starts saving; the state is copied out before this returns. RunError if it, or the
         save before it, fails."""
-        meta = {"step": step, "data": batches.state(), "config": config}
+        meta = {
+            "step": step,
+            "data": batches.state(),
+            "config": config,
+            "format": MODEL_FORMAT,
+            "code": code_version(),
+            "checksums": checksums(state),
+        }
+        meta = json.loads(json.dumps(meta))  # As it will be read.
+        meta["sha256"] = _digest(meta)
         self.wait()
+        self._remove_incomplete(step)
         self._saving = step
         try:
             self._manager.save(
@@ -77,6 +97,12 @@ class Checkpointer:
             )
         except Exception as error:  # Orbax raises whatever its storage layer does.
             raise self._failure(error) from error
+
+    def _remove_incomplete(self, step: int) -> None:
+        # Such as a copy of this folder that was interrupted has: nothing that could be restored.
+        folder = self.directory / str(step)
+        if distributed.is_first() and folder.exists() and not _is_complete(folder):
+            folder.rmtree()
 
     def wait(self) -> None:
         """Returns when what was being saved is complete; RunError if it failed."""
@@ -104,52 +130,142 @@ def saved_steps(workdir: epath.Path) -> list[int]:
     """Steps of the complete checkpoints of a workdir, in order."""
     directory = workdir / "checkpoints"
     folders = directory.iterdir() if directory.is_dir() else ()
-    return sorted(int(folder.name) for folder in folders if folder.name.isdigit())
+    return sorted(int(f.name) for f in folders if f.name.isdigit() and _is_complete(f))
 
 
-def restore(
-    path: epath.Path,
-    layout: StateLayout,
-    batches: TrainBatches | None = None,
-    same_data: bool = True,
-) -> TrainState:
-    """Restores `RUN/checkpoints/STEP` onto this mesh, and ``batches`` to its position.
+def _is_complete(folder: epath.Path) -> bool:
+    """Whether what Orbax writes last, and what it writes for each item, is there: a copy that was
+    interrupted is not."""
+    needed = ("_CHECKPOINT_METADATA", "state/_METADATA", "meta/metadata")
+    return all((folder / name).exists() for name in needed)
 
-    UserError if there is none, if it is of another model or optimizer, or, with ``same_data``, of
-    other data; RunError if it is damaged.
+
+def read_meta(path: epath.Path) -> dict[str, Any]:
+    """What `RUN/checkpoints/STEP` says of itself: step, config, data, format, code, checksums.
+
+    UserError if there is none or its numbers mean something else in this version; RunError if it is
+    damaged.
     """
     _silence_storage()
-    if not (path / "state").is_dir():
+    if not _is_complete(path):
         raise UserError(f"no checkpoint at {path}; it must be RUN/checkpoints/STEP")
-    with ocp.StandardCheckpointer() as reader:
-        try:
-            saved = reader.metadata((path / "state").resolve()).item_metadata.tree
-            _check_same_shapes(path, saved, layout)
-            state = reader.restore((path / "state").resolve(), layout.abstract)
-            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as meta_reader:
-                meta = meta_reader.restore((path / "meta").resolve())
-        except UserError:
-            raise
-        except Exception as error:  # Whatever the storage layer raises on damaged files.
-            reason = _one_line(error)
-            raise RunError(
-                f"checkpoint {path} cannot be read ({reason}); remove that folder to go on from "
-                "the one before it"
-            ) from error
-    if batches is not None:
-        batches.set_state(meta["data"], same_data)
+    with _reading(path), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        meta: dict[str, Any] = reader.restore((path / "meta").resolve())
+        there = meta.get("format", 1)
+        if there != MODEL_FORMAT:
+            code = (meta.get("code") or {}).get("commit") or "the version that made it"
+            raise UserError(
+                f"checkpoint {path} is of numerics format {there}, and this version computes format "
+                f"{MODEL_FORMAT}: it would give other numbers without a word (what changed is in "
+                f"looped_jax/models/format.py); use {code}, or train again"
+            )
+        if meta.pop("sha256") != _digest(meta):
+            raise ValueError("its description was changed")
+    return meta
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def restore(path: epath.Path, layout: StateLayout, batches: TrainBatches) -> TrainState:
+    """Restores `RUN/checkpoints/STEP` onto this mesh, and ``batches`` to its position.
+
+    UserError if there is none, if it is of another model or optimizer, or of other data or another
+    vocabulary; RunError if it is damaged.
+    """
+    meta = read_meta(path)
+    batches.check_same(meta["data"])
+    state = TrainState(**_arrays(path, meta, vars(layout.abstract)))
+    batches.set_state(meta["data"])
     return state
 
 
-def _check_same_shapes(path: epath.Path, saved: Any, layout: StateLayout) -> None:
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        return {
-            jax.tree_util.keystr(key, simple=True, separator="/"): tuple(leaf.shape)
-            for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
-            if hasattr(leaf, "shape")
-        }
+def read_params(path: epath.Path, layout: StateLayout) -> Any:
+    """The parameters alone, onto this mesh; errors as in ``restore``."""
+    return _arrays(path, read_meta(path), {"params": layout.abstract.params})["params"]
 
-    there, here = shapes(saved), shapes(layout.abstract)
+
+def start_from(
+    path: epath.Path,
+    layout: StateLayout,
+    optimizer: optax.GradientTransformation,
+    batches: TrainBatches,
+) -> tuple[TrainState, str]:
+    """A run's first state from a checkpoint of another run, and what was taken, in words.
+
+    With the same data and an optimizer of the same form everything goes on: steps, moments, and
+    ``batches`` at the first row that was not read, whatever the batch sizes. Otherwise the
+    parameters alone are taken: fine-tuning. UserError for another model or vocabulary.
+    """
+    meta = read_meta(path)
+    batches.check_same_vocabulary(meta["data"])
+    other = [] if batches.has_same_data(meta["data"]) else ["data"]
+    if _shapes(_saved(path)["optimizer"]) != _shapes(layout.abstract.optimizer):
+        other.append("optimizer")
+    if not other:
+        state = TrainState(**_arrays(path, meta, vars(layout.abstract)))
+        batches.start_at_row(meta["data"]["rows"])
+        return state, f"goes on from {path}: step {meta['step']}, row {meta['data']['rows']:,}"
+    params = _arrays(path, meta, {"params": layout.abstract.params})["params"]
+    state = jax.jit(
+        lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
+        out_shardings=layout.shardings,
+    )(params)
+    of = " and ".join(other)
+    return state, f"the parameters of {path}, with other {of}: step and rows count from 0"
+
+
+def _arrays(path: epath.Path, meta: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a saved state that are ``wanted`` (name -> abstract arrays), as they were."""
+    saved = _saved(path)
+    _check_same_shapes(path, {name: saved.get(name) for name in wanted}, wanted)
+    with _reading(path):
+        with ocp.PyTreeCheckpointer() as reader:
+            found: dict[str, Any] = reader.restore(
+                (path / "state").resolve(),
+                args=ocp.args.PyTreeRestore(
+                    item=wanted,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                    partial_restore=True,
+                ),
+            )
+        for name, sums in checksums(found).items():
+            if sums != meta["checksums"][name]:
+                raise ValueError(f"the bits of {name} are not those that were saved")
+    return found
+
+
+def _saved(path: epath.Path) -> dict[str, Any]:
+    """What is stored of a state: name -> tree of descriptions."""
+    with _reading(path), ocp.StandardCheckpointer() as reader:
+        tree: dict[str, Any] = reader.metadata((path / "state").resolve()).item_metadata.tree
+        return tree
+
+
+@contextlib.contextmanager
+def _reading(path: epath.Path) -> Iterator[None]:
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except Exception as error:  # Whatever the storage layer raises on damaged files.
+        raise RunError(
+            f"checkpoint {path} cannot be read ({_one_line(error)}); remove that folder to go on "
+            "from the one before it"
+        ) from error
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(key, simple=True, separator="/"): tuple(leaf.shape)
+        for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if hasattr(leaf, "shape")
+    }
+
+
+def _check_same_shapes(path: epath.Path, saved: Any, wanted: Any) -> None:
+    there, here = _shapes(saved), _shapes(wanted)
     for name in sorted({*there, *here}):
         if there.get(name) != here.get(name):
             raise UserError(

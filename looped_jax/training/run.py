@@ -1,16 +1,26 @@
 """A run on disk, opened again: its config, model and the parameters of one checkpoint."""
 
 import dataclasses
+import functools
+import hashlib
+import json
 from collections.abc import Mapping
+from typing import Any
 
+import jax
 from etils import epath
+from ml_collections import ConfigDict
 
 from looped_jax import config as config_lib
 from looped_jax.config import UserError
-from looped_jax.training.checkpoint import restore, saved_steps
+from looped_jax.data.pipeline import check_same_vocabulary, vocabulary_fingerprint
+from looped_jax.training.checkpoint import read_meta, read_params, saved_steps
 from looped_jax.training.stacking import stage_at
-from looped_jax.training.state import TrainState
 from looped_jax.training.trainer import Job, prepare
+
+
+# Keys that say what is evaluated when, or how much at a time, and not what comes out.
+WITHOUT_EFFECT = ("eval.tasks", "eval.every", "eval.batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +30,33 @@ class OpenRun:
     workdir: epath.Path
     step: int
     job: Job
+    # What was changed when it was opened, by key, of what changes numbers.
+    overridden: dict[str, Any]
 
-    def restore(self) -> TrainState:
-        """The checkpoint's state; UserError and RunError as training/checkpoint.py."""
-        return restore(self.workdir / "checkpoints" / str(self.step), self.job.layout)
+    @property
+    def checkpoint(self) -> epath.Path:
+        return self.workdir / "checkpoints" / str(self.step)
+
+    @functools.cached_property
+    def meta(self) -> dict[str, Any]:
+        """See training/checkpoint.py. UserError if its vocabulary is not the config's."""
+        meta = read_meta(self.checkpoint)
+        check_same_vocabulary(meta["data"], vocabulary_fingerprint(self.job.config))
+        return meta
+
+    def parameters(self) -> Any:
+        """The checkpoint's parameters, without its optimizer; UserError and RunError as
+        training/checkpoint.py."""
+        _ = self.meta  # Refused before anything large is read.
+        return read_params(self.checkpoint, self.job.layout)
+
+    def identity(self, loops: int | None = None) -> str:
+        """Equal for equal answers: of the parameters' content, the numerics, what was overridden and
+        the loop count."""
+        sums = {k: v for k, v in self.meta["checksums"].items() if k.startswith("params/")}
+        model = {k: v for k, v in self.overridden.items() if not k.startswith("eval.")}
+        known = [sums, self.meta["format"], model, loops]
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 def open_run(
@@ -34,7 +67,7 @@ def open_run(
     """Opens a run at a checkpoint (the newest if ``step`` is None); nothing is read yet.
 
     ``overrides`` change its config as on the command line. UserError if there is no such run or
-    checkpoint. The run's data need not be there.
+    checkpoint. The run's data need not be there, nor the devices that it was trained on.
     """
     if not workdir:
         raise UserError("say --workdir=DIR of a run")
@@ -46,9 +79,28 @@ def open_run(
     if step not in steps:
         there = ", ".join(map(str, steps))
         raise UserError(f"{folder} has no checkpoint of step {step}; it has {there}")
-    config = config_lib.from_json((folder / "config.json").read_text())
-    config.unlock()
-    config_lib.apply_overrides(config, overrides or {})
+    trained = config_lib.from_json((folder / "config.json").read_text())
+    config, changed = for_reading(trained), ConfigDict(trained.to_dict())
+    for one in (config, changed):
+        config_lib.apply_overrides(one, overrides or {})
     config_lib.validate(config)
-    of_step = stage_at(config.lock(), step).config
-    return OpenRun(folder, step, prepare(of_step, needs_data=False))
+    overridden = {
+        key: config_lib.get_key(changed, key)
+        for key in config_lib.differing_keys(changed, trained)
+        if key not in WITHOUT_EFFECT
+    }
+    job = prepare(stage_at(config.lock(), step).config, needs_data=False)
+    return OpenRun(folder, step, job, overridden)
+
+
+def for_reading(config: ConfigDict) -> ConfigDict:
+    """A run's config, unlocked, for whatever devices are here: on a mesh of rows alone, in batches
+    that divide over it."""
+    here = ConfigDict(config.to_dict())
+    here.mesh = config_lib.default_config().mesh
+    here.model.update(attention="auto", gather="layer")
+    devices = jax.device_count()
+    size = config.eval.batch_size or config.train.batch_size
+    here.eval.batch_size = here.train.batch_size = devices * -(-size // devices)
+    here.train.grad_accumulation = 1
+    return here

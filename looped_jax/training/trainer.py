@@ -46,7 +46,8 @@ from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel import distributed
 from looped_jax.parallel.mesh import batch_sharding, local_rows, make_mesh, mesh_context, put_batch
 from looped_jax.parallel.peak_flops import peak_flops
-from looped_jax.training.checkpoint import Checkpointer, restore
+from looped_jax.training.checkpoint import Checkpointer, start_from
+from looped_jax.training.identity import RunFile, describe
 from looped_jax.training.metrics import MetricsWriter
 from looped_jax.training.optimizer import make_optimizer
 from looped_jax.training.profile import ProfileOnSignal
@@ -269,6 +270,12 @@ class _Run:
         self.state = self._first_state()
         self.step = int(self.state.step)
         self.held_out = held_out_sets(self.config, job.mesh)
+        start = describe(
+            job.mesh,
+            job.model.config.dtype,
+            {held_out.name: held_out.sample.identity for held_out in self.held_out},
+        )
+        self.run_file = RunFile(workdir, start, self.step) if distributed.is_first() else None
         self.metrics = MetricsWriter(workdir, self.step, writes=distributed.is_first())
         self.evaluate = Evaluator(job.model, job.mesh, job.rules)
         self.generator: Generator | None = None
@@ -289,7 +296,11 @@ class _Run:
             return grow(small, self.before.layout, self.job.layout, self.stage.block)
         if self.config.train.start_from:
             path = epath.Path(self.config.train.start_from)
-            return restore(path, self.job.layout, self.batches, same_data=False)
+            job = self.job
+            state, taken = start_from(path, job.layout, job.optimizer, self.batches)
+            if distributed.is_first():
+                print(taken, file=sys.stderr)
+            return state
         job = self.job
         return init_state(job.model, job.optimizer, self.config.seed, job.layout)
 
@@ -313,6 +324,8 @@ class _Run:
         finally:
             self.profile.close()
             self.metrics.close()
+            if self.run_file is not None:
+                self.run_file.ended(self.step)
 
     def _loop(self, bar: tqdm) -> None:
         first = self.step + 1

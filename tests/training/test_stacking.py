@@ -94,8 +94,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    state = open_run(str(workdir)).restore()
-    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(state)}
+    params = open_run(str(workdir)).parameters()
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(params)}
 
 
 @pytest.mark.parametrize("last", [2, 4])
