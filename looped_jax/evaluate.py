@@ -62,7 +62,7 @@ def main(overrides: dict[str, str]) -> None:
         if names:
             metrics |= evaluate_downstream(run, params, names, loops)
         if distributed.is_first():
-            print(json.dumps({"step": run.step, **metrics}), flush=True)
+            print(json.dumps({"step": run.step, **loops_of(loops), **metrics}), flush=True)
 
 
 def loop_counts(texts: list[str]) -> list[int | None]:
@@ -70,6 +70,11 @@ def loop_counts(texts: list[str]) -> list[int | None]:
     if bad := [text for text in texts if not text.strip().isdigit() or int(text) < 1]:
         raise UserError(f"--loops={bad[0]} is not a loop count, e.g. --loops=4 or --loops=1,2,4")
     return [int(text) for text in texts] or [None]
+
+
+def loops_of(loops: int | None) -> dict[str, int]:
+    """Which of several --loops a line is about."""
+    return {} if loops is None else {"loops": loops}
 
 
 def evaluate_downstream(

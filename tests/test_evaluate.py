@@ -41,7 +41,8 @@ def test_loops_step_tasks_and_split_can_be_chosen(
         (5, 8, "test"),
         (2, 8, "test"),
     ]
-    assert [{"step": 8, **line["metrics"]} for line in last] == found
+    said = [{"step": 8, "loops": line["loops"], **line["metrics"]} for line in last]
+    assert said == found
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """Checkpoints: Orbax, asynchronous, the newest few kept.
 
 `checkpoints/<step>/` holds the train state and, as JSON, the position in the data, the config, the
-numerics format, the code's version and a checksum of each array, which is checked on reading. A checkpoint appears under its step only when it is complete: one that was being written
-when the process died is not there.
+numerics format, the code's version and a checksum of each array, which is checked on reading. A
+checkpoint appears under its step only when it is complete: one that was being written when the
+process died is not there.
 """
 
 import contextlib
@@ -155,8 +156,8 @@ def read_meta(path: epath.Path) -> dict[str, Any]:
         if there != MODEL_FORMAT:
             code = (meta.get("code") or {}).get("commit") or "the version that made it"
             raise UserError(
-                f"checkpoint {path} is of numerics format {there}, and this version computes format "
-                f"{MODEL_FORMAT}: it would give other numbers without a word (what changed is in "
+                f"checkpoint {path} is of numerics format {there}, and this version computes "
+                f"format {MODEL_FORMAT}: it would give other numbers (what changed is in "
                 f"looped_jax/models/format.py); use {code}, or train again"
             )
         if meta.pop("sha256") != _digest(meta):

@@ -1,8 +1,8 @@
 """Checksums of arrays, by which one flipped bit in a checkpoint is found.
 
-They are sums of the arrays' bits as unsigned integers, modulo 2^32, each weighted by its place: sums
-do not depend on the order, so every device sums its own shards, and any mesh gets the same. A change
-of one number changes both sums: their weights are odd, and an odd number times a power of two up to
+They are sums of the arrays' bits as unsigned integers, modulo 2^32, each weighted by its place.
+Sums do not depend on the order, so every device sums its own shards, and any mesh gets the same. A
+flipped bit changes both sums: their weights are odd, and an odd number times a power of two up to
 2^31 is never a multiple of 2^32.
 """
 
@@ -25,10 +25,8 @@ def checksums(tree: Any) -> Checksums:
     mesh = jax.tree.leaves(tree)[0].sharding.mesh
     sums = jax.device_get(_on_mesh(mesh)(tree))
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): [int(a), int(b)]
-        for path, (a, b) in jax.tree_util.tree_leaves_with_path(
-            sums, is_leaf=lambda x: isinstance(x, tuple)
-        )
+        jax.tree_util.keystr(path, simple=True, separator="/"): two.tolist()
+        for path, two in jax.tree_util.tree_leaves_with_path(sums)
     }
 
 
@@ -37,7 +35,7 @@ def _on_mesh(mesh: Mesh) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: jax.tree.map(_sums, tree), out_shardings=replicated(mesh))
 
 
-def _sums(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _sums(array: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * array.dtype.itemsize}"))
     bits = bits.astype(jnp.uint32)
     place = jnp.zeros(array.shape, jnp.uint32)
@@ -50,4 +48,4 @@ def _sums(array: jax.Array) -> tuple[jax.Array, jax.Array]:
     hashed ^= hashed >> 15
     one = jnp.uint32(1)
     weighted = (bits * (hashed | one), bits * (2 * place + one))
-    return tuple(jnp.sum(w, dtype=jnp.uint32) for w in weighted)  # type: ignore[return-value]
+    return jnp.stack([jnp.sum(w, dtype=jnp.uint32) for w in weighted])

@@ -30,8 +30,8 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 @functools.cache
 def code_version() -> dict[str, Any]:
-    """Of this package: its version, and where it is a git checkout the commit and whether files that
-    git knows were changed since; None where that cannot be told."""
+    """Of this package: its version and, where it is a git checkout, the commit and whether files
+    that git knows were changed since; None where that cannot be told."""
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(PROJECT_ROOT), *arguments]

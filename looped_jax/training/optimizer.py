@@ -45,9 +45,9 @@ def layer_by_layer(
             )
             return made.reshape(update.shape), kept
 
-        leaves, tree = jax.tree.flatten(updates)
+        tree: Any = jax.tree.structure(updates)
         rest = (tree.flatten_up_to(t) for t in (axes, state, params))
-        made, kept = zip(*map(one, leaves, *rest), strict=True)
+        made, kept = zip(*map(one, jax.tree.leaves(updates), *rest), strict=True)
         return tree.unflatten(made), tree.unflatten(kept)
 
     return optax.GradientTransformation(init, update)

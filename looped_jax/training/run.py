@@ -18,7 +18,6 @@ from looped_jax.training.checkpoint import read_meta, read_params, saved_steps
 from looped_jax.training.stacking import stage_at
 from looped_jax.training.trainer import Job, prepare
 
-
 # Keys that say what is evaluated when, or how much at a time, and not what comes out.
 WITHOUT_EFFECT = ("eval.tasks", "eval.every", "eval.batch_size")
 
@@ -51,8 +50,8 @@ class OpenRun:
         return read_params(self.checkpoint, self.job.layout)
 
     def identity(self, loops: int | None = None) -> str:
-        """Equal for equal answers: of the parameters' content, the numerics, what was overridden and
-        the loop count."""
+        """Equal for equal answers: of the parameters' content, the numerics, what was overridden
+        and the loop count."""
         sums = {k: v for k, v in self.meta["checksums"].items() if k.startswith("params/")}
         model = {k: v for k, v in self.overridden.items() if not k.startswith("eval.")}
         known = [sums, self.meta["format"], model, loops]

@@ -86,7 +86,8 @@ def _optimizer_shardings(
     of the others. Anything else (counts) is replicated.
     """
     forms: dict[str, list[tuple[tuple[int, ...], tuple[Any, ...]]]] = {}
-    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    tree: Any = jax.tree.structure(params)
     of_leaves = (tree.flatten_up_to(t) for t in (axes, shardings))
     for (path, array), names, sharding in zip(leaves, *of_leaves, strict=True):
         spec = tuple(sharding.spec) + (None,) * (array.ndim - len(sharding.spec))

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 from helpers import share, small_config
+from hypothesis import given
+from hypothesis import strategies as st
 
 from looped_jax.config import ConfigDict, UserError
 from looped_jax.data import pipeline
@@ -68,7 +70,8 @@ def test_text_is_shuffled_and_every_epoch_sees_each_row_once() -> None:
 
 def test_evaluation_rows_are_the_same_every_time_and_padded_with_empty_ones() -> None:
     source = pipeline.make_source(small_config(), "validation")
-    batches = pipeline.eval_batches(source, examples=20, batch_size=16)
+    sample = pipeline.Sample.of(source, 20)
+    batches = pipeline.eval_batches(sample, batch_size=16)
     assert [b["answer"].any(axis=1).sum() for b in batches] == [16, 4]
     assert all(b["tokens"].shape[0] == 16 for b in batches)
     np.testing.assert_array_equal(
@@ -76,9 +79,62 @@ def test_evaluation_rows_are_the_same_every_time_and_padded_with_empty_ones() ->
     )
 
 
+def test_a_text_is_evaluated_on_a_sample_of_its_rows_and_not_on_its_beginning() -> None:
+    # Sorted by component, as a concatenated file is.
+    components = ["ArXiv"] * 200 + ["Github"] * 200 + ["Wikipedia"] * 200
+    documents = (Document((Turn("", "x" * 30),), component) for component in components)
+    source = pack_in_memory(documents, Bytes(), length=32)
+    sample = pipeline.Sample.of(source, 60)
+    of_rows = sample.rows(np.arange(60))["group"][:, 0]
+    assert np.bincount(of_rows, minlength=3).min() > 8
+    assert len(set(sample.order.tolist())) == 60
+    again = pipeline.Sample.of(source, 60)
+    np.testing.assert_array_equal(sample.order, again.order)
+    assert sample.identity["of"] == source.num_rows
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=12), st.integers(2, 20))
+def test_tokens_know_their_document_also_where_it_goes_on_over_rows(
+    sizes: list[int], length: int
+) -> None:
+    source = packed(["x" * size for size in sizes], length)
+    sample = pipeline.Sample.of(source, 10_000)
+    rows = sample.rows(np.arange(len(sample.order)))
+    real = rows["segment_ids"] > 0
+    counted = np.bincount(rows["document"][real])
+    # Each document's bytes and its end are predicted once.
+    assert sorted(counted.tolist()) == sorted(size + 1 for size in sizes)
+
+
+def test_a_row_knows_its_place_whatever_the_batch_size() -> None:
+    config = small_config(data__task="text", data__length=8, train__batch_size=8)
+    source = packed([chr(97 + i) * 7 for i in range(24)], length=8)
+    whole = pipeline.train_batches(source, config)
+    in_order = np.concatenate([next(whole)["tokens"] for _ in range(6)])
+    first = pipeline.train_batches(source, config)
+    for _ in range(2):
+        next(first)
+    state = first.state()
+    assert state["rows"] == 16
+    smaller = small_config(data__task="text", data__length=8, train__batch_size=4)
+    second = pipeline.train_batches(source, smaller)
+    second.start_at_row(state["rows"])
+    np.testing.assert_array_equal(next(second)["tokens"], in_order[16:20])
+    third = pipeline.train_batches(source, smaller)
+    third.set_state(second.state())
+    np.testing.assert_array_equal(next(third)["tokens"], in_order[20:24])
+    assert third.state()["rows"] == 24
+
+
 def test_no_more_rows_are_evaluated_than_there_are() -> None:
     source = packed(["abcdefg"], length=4)
-    assert sum(len(b["tokens"]) for b in pipeline.eval_batches(source, 100, batch_size=2)) == 2
+    assert (
+        sum(
+            len(b["tokens"])
+            for b in pipeline.eval_batches(pipeline.Sample.of(source, 100), batch_size=2)
+        )
+        == 2
+    )
 
 
 @pytest.mark.parametrize(
