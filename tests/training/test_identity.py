@@ -1,0 +1,174 @@
+"""A run knows what made it: code, numerics, data and vocabulary by content."""
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import jax
+import pytest
+import zstandard
+from etils import epath
+from helpers import small_config, write_pile
+
+from looped_jax.config import UserError
+from looped_jax.data.pipeline import make_source
+from looped_jax.data.vocabulary import train_sentencepiece
+from looped_jax.models.format import MODEL_FORMAT
+from looped_jax.training import identity
+from looped_jax.training.run import open_run
+from looped_jax.training.trainer import prepare, train
+
+
+def text_config(path: pathlib.Path, **more: Any) -> Any:
+    return small_config(
+        **dict(
+            data__task="text",
+            data__length=32,
+            data__path=str(path),
+            train__steps=4,
+            checkpoint__every=2,
+            eval__every=4,
+            eval__examples=16,
+        )
+        | more
+    )
+
+
+@pytest.fixture(scope="module")
+def pile(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("pile")
+    write_pile(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(pile: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("run") / "r"
+    train(prepare(text_config(pile)), epath.Path(workdir))
+    return workdir
+
+
+def test_a_run_says_what_made_it(run: pathlib.Path) -> None:
+    content = json.loads((run / "run.json").read_text())
+    assert content["numerics_format"] == MODEL_FORMAT
+    assert content["matmul_precision"] == "highest"
+    assert re.fullmatch(r"[0-9a-f]{40}", content["code"]["commit"])
+    assert content["code"]["changed"] in (True, False)
+    assert content["versions"]["jax"] == jax.__version__
+    assert content["devices"] == {"kind": "cpu", "count": 8, "processes": 1}
+    assert content["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1, "sequence": 1}
+    assert content["held_out"]["text"]["rows"] == 16
+    assert content["started"] <= content["ended"]
+    assert (content["from_step"], content["to_step"], content["earlier"]) == (0, 4, [])
+
+
+def test_each_start_of_a_run_is_kept(tmp_path: pathlib.Path) -> None:
+    workdir = epath.Path(tmp_path / "r")
+    workdir.mkdir()
+    for steps in (2, 4):
+        identity.RunFile(workdir, {"started": f"at {steps}", "ended": None}, steps - 2)
+    content = identity.read_run_file(workdir)
+    assert content is not None
+    assert [content["started"], *(e["started"] for e in content["earlier"])] == ["at 4", "at 2"]
+    assert all("earlier" not in entry for entry in content["earlier"])
+
+
+def rewritten(shard: pathlib.Path, old: bytes, new: bytes) -> None:
+    """Another text in a file of the same name."""
+    text = zstandard.ZstdDecompressor().decompressobj().decompress(shard.read_bytes())
+    shard.write_bytes(zstandard.ZstdCompressor().compress(text.replace(old, new)))
+
+
+def test_raw_text_that_was_edited_in_place_is_refused(
+    pile: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    write_pile(tmp_path / "pile")
+    first = make_source(text_config(tmp_path / "pile"), "train").fingerprint
+    assert first == make_source(text_config(pile), "train").fingerprint  # Content, not place.
+    workdir = epath.Path(tmp_path / "r")
+    config = text_config(tmp_path / "pile", train__steps=2)
+    train(prepare(config), workdir)
+    shard = tmp_path / "pile" / "train-00000.jsonl.zst"
+    rewritten(shard, b"loop", b"pool")
+    assert make_source(config, "train").fingerprint != first
+    with pytest.raises(UserError, match="is not what this run was trained on"):
+        train(prepare(config), workdir)
+
+
+def test_a_vocabulary_that_was_replaced_is_refused(
+    pile: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    words = ["loop layer und", "one two three four"]
+    model = tmp_path / "own.model"
+    model.write_bytes(train_sentencepiece((f"{words[i % 2]} {i}" for i in range(400)), 300))
+    config = text_config(pile, data__vocabulary=str(model), train__steps=2)
+    workdir = epath.Path(tmp_path / "r")
+    train(prepare(config), workdir)
+    assert open_run(str(workdir)).parameters()
+    other = train_sentencepiece((f"{i} {words[i % 2][::-1]}" for i in range(400)), 300)
+    model.write_bytes(other)
+    for use in (
+        lambda: open_run(str(workdir)).parameters(),
+        lambda: train(prepare(config), workdir),
+        lambda: train(
+            prepare(
+                text_config(
+                    pile,
+                    data__vocabulary=str(model),
+                    train__start_from=str(workdir / "checkpoints" / "2"),
+                )
+            ),
+            epath.Path(tmp_path / "next"),
+        ),
+    ):
+        with pytest.raises(UserError, match="is not the one that the model was trained with"):
+            use()
+
+
+def test_fine_tuning_on_other_text_takes_the_parameters_and_begins_at_its_first_row(
+    run: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_pile(tmp_path / "other", seed=1)
+    origin = str(run / "checkpoints" / "4")
+    config = text_config(tmp_path / "other", train__start_from=origin, train__steps=2)
+    train(prepare(config), epath.Path(tmp_path / "r"))
+    assert "with other data: step and rows count from 0" in capsys.readouterr().err
+    assert open_run(str(tmp_path / "r")).meta["data"]["rows"] == 2 * 16
+
+
+def test_a_run_opens_on_whatever_devices_are_here(
+    pile: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    config = text_config(
+        pile,
+        mesh__data=2,
+        mesh__fsdp=4,
+        model__gather="segment",
+        train__batch_size=24,
+        train__grad_accumulation=3,
+        train__steps=2,
+    )
+    train(prepare(config), epath.Path(tmp_path / "r"))
+    path = tmp_path / "r" / "config.json"
+    content = json.loads(path.read_text())
+    content["mesh"].update(data=-1, fsdp=16)  # As on a slice of 16 chips or more.
+    content["train"].update(batch_size=36)
+    path.write_text(json.dumps(content))
+    opened = open_run(str(tmp_path / "r"))
+    assert dict(opened.job.mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1, "sequence": 1}
+    assert opened.job.config.eval.batch_size == 40
+    assert opened.parameters()
+
+
+def test_an_identity_tells_checkpoints_overrides_and_loops_apart(run: pathlib.Path) -> None:
+    def known(step: int = 4, loops: int | None = None, **overrides: str) -> str:
+        return open_run(
+            str(run), step, {k.replace("__", "."): v for k, v in overrides.items()}
+        ).identity(loops)
+
+    same = known()
+    assert known() == same
+    assert known(eval__examples="5", eval__tasks="text", model__remat="layer") == same
+    assert len({same, known(2), known(loops=3), known(model__dtype="bfloat16")}) == 4
+    assert open_run(str(run), 4, {"eval.examples": "5"}).overridden == {"eval.examples": 5}
