@@ -35,7 +35,9 @@ class Checkpointer:
 
     def __init__(self, workdir: epath.Path, keep: int):
         _silence_storage()
-        self.workdir, self.directory = workdir, workdir / "checkpoints"
+        self.directory = workdir / "checkpoints"
+        # Orbax takes a folder with a number for a checkpoint, also what an interrupted copy left.
+        distributed.first_does(lambda: _set_aside_incomplete(self.directory))
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, cleanup_tmp_directories=True
         )
@@ -59,7 +61,7 @@ class Checkpointer:
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step."""
-        return max(saved_steps(self.workdir), default=None)
+        return self._manager.latest_step()
 
     def describe_latest(self) -> str:
         """For messages: where the newest complete checkpoint is."""
@@ -86,7 +88,6 @@ class Checkpointer:
         meta = json.loads(json.dumps(meta))  # As it will be read.
         meta["sha256"] = _digest(meta)
         self.wait()
-        self._remove_incomplete(step)
         self._saving = step
         try:
             self._manager.save(
@@ -98,12 +99,6 @@ class Checkpointer:
             )
         except Exception as error:  # Orbax raises whatever its storage layer does.
             raise self._failure(error) from error
-
-    def _remove_incomplete(self, step: int) -> None:
-        # Such as a copy of this folder that was interrupted has: nothing that could be restored.
-        folder = self.directory / str(step)
-        if distributed.is_first() and folder.exists() and not _is_complete(folder):
-            folder.rmtree()
 
     def wait(self) -> None:
         """Returns when what was being saved is complete; RunError if it failed."""
@@ -132,6 +127,13 @@ def saved_steps(workdir: epath.Path) -> list[int]:
     directory = workdir / "checkpoints"
     folders = directory.iterdir() if directory.is_dir() else ()
     return sorted(int(f.name) for f in folders if f.name.isdigit() and _is_complete(f))
+
+
+def _set_aside_incomplete(directory: epath.Path) -> None:
+    for folder in directory.iterdir() if directory.is_dir() else ():
+        if folder.name.isdigit() and not _is_complete(folder):
+            number = sum(other.name.startswith(f"{folder.name}.") for other in directory.iterdir())
+            folder.rename(folder.with_name(f"{folder.name}.incomplete{number or ''}"))
 
 
 def _is_complete(folder: epath.Path) -> bool:

@@ -178,6 +178,8 @@ def test_a_folder_that_is_not_a_whole_checkpoint_hides_no_other(
     assert saved_steps(epath.Path(tmp_path / "run")) == [3, 4]
     with Checkpointer(epath.Path(tmp_path / "run"), keep=2) as checkpointer:
         assert checkpointer.latest() == 4
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {"3", "4", "30.incomplete", "40.incomplete"}
 
 
 def start(job: Job, path: epath.Path) -> tuple[Any, str, Any]:
