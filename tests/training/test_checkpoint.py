@@ -3,6 +3,7 @@ import shutil
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -10,6 +11,7 @@ from helpers import small_config
 
 from looped_jax.config import RunError, UserError
 from looped_jax.data.pipeline import make_source, train_batches
+from looped_jax.parallel import distributed
 from looped_jax.training import checkpoint
 from looped_jax.training.checkpoint import (
     Checkpointer,
@@ -112,7 +114,24 @@ def test_one_flipped_bit_in_any_array_is_found(workdir: epath.Path, job: Job, bi
         flipped = jax.device_put(bits.view(leaf.dtype), leaf.sharding)
         here = checksums(tree.unflatten([*leaves[:i], flipped, *leaves[i + 1 :]]))
         assert [name for name in names if here[name] != saved[name]] == [names[i]]
-        assert all(a != b for a, b in zip(here[names[i]], saved[names[i]], strict=True))
+
+
+def test_devices_and_host_find_the_same_checksums(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = {
+        "state": init_state(job.model, job.optimizer, 3, job.layout),
+        "half": jax.device_put(np.arange(24, dtype=jnp.bfloat16).reshape(2, 3, 4), _one(job)),
+        "number": jax.device_put(np.float32(3.5), _one(job)),
+    }
+    by_host = checksums(tree)
+    monkeypatch.setattr(distributed, "several", lambda: True)
+    assert checksums(tree) == by_host
+    assert all(by_host[name] for name in ("half", "number"))
+
+
+def _one(job: Job) -> Any:
+    return jax.sharding.NamedSharding(job.mesh, jax.sharding.PartitionSpec())
 
 
 def test_swapped_numbers_are_found(job: Job) -> None:
