@@ -17,6 +17,7 @@ class Addition(SyntheticTask):
     """Sum of n three-digit numbers, n drawn uniformly from ``sizes``."""
 
     vocabulary = Vocabulary((*"0123456789", " + ", " ="))
+    chance = 1 / 1000  # The likeliest sum of two operands; of more it is less likely.
 
     def __init__(self, name: str, sizes: tuple[int, ...]):
         self.name = name

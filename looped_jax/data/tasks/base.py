@@ -93,6 +93,8 @@ class SyntheticTask(abc.ABC):
     max_inputs: int  # Tokens of the longest inputs.
     max_answer: int  # Tokens of the longest answer, its EOS included where it has one.
     has_running_targets = False
+    # Exact match of one who guesses among the possible answers; None: not known.
+    chance: float | None = None
 
     @abc.abstractmethod
     def draw(self, rng: np.random.Generator, count: int) -> Examples:

@@ -54,6 +54,7 @@ class GroupComposition(SyntheticTask):
         self.length = length
         self.vocabulary = _SpacedVocabulary(elements)
         self.max_inputs = length
+        self.chance = 1 / len(elements)
 
     def draw(self, rng: np.random.Generator, count: int) -> Examples:
         elements_NS = rng.integers(0, len(self.table), size=(count, self.length))

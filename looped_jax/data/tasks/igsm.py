@@ -182,6 +182,7 @@ class SymbolicIGSM(SyntheticTask):
         self.max_inputs = most * (3 + right_hand_side) + 2
         step = 3 + right_hand_side + 4
         self.max_answer = most * step + 2 if chain_of_thought else 1
+        self.chance = None if chain_of_thought else 1 / MODULUS
 
     def draw(self, rng: np.random.Generator, count: int) -> Examples:
         problems = draw_problems(rng, count, self.most)

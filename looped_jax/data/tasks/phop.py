@@ -29,6 +29,7 @@ class PHop(SyntheticTask):
 
     vocabulary = Vocabulary(tuple(ALPHABET))
     max_answer = 1
+    chance = 1 / len(ALPHABET)
 
     def __init__(self, name: str, hops: int, length: int):
         if hops < 1 or length < 2 * hops + 1:

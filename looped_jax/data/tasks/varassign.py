@@ -44,6 +44,7 @@ class VariableAssignment(SyntheticTask):
     """Depth 0 (values) or 1 (aliases of values), as equations or as code."""
 
     max_answer = 1
+    chance = 1 / VARIABLES  # One of the values that are seen.
 
     def __init__(self, name: str, depth: int, form: str):
         self.name = name
