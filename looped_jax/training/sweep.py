@@ -23,6 +23,7 @@ from rich.table import Table
 from looped_jax import config as config_lib
 from looped_jax.config import Preempted, RunError, UserError
 from looped_jax.data.files import write_whole
+from looped_jax.evaluation.metric_table import shown_evaluation
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.training.checkpoint import saved_steps
 from looped_jax.training.metrics import read_metrics
@@ -174,18 +175,6 @@ def _work(config: ConfigDict, steps: int) -> float:
     return steps * LoopPlan.parse(config.model.plan).effective_depth
 
 
-def shown_evaluation(metrics: Mapping[str, float]) -> str:
-    """An evaluation in a few words: each task's accuracy, or a text's perplexity."""
-    parts = []
-    for name, value in metrics.items():
-        _, *task, kind = name.split("/")
-        if kind == "accuracy":
-            parts.append(f"{'/'.join(task)} {100 * value:.1f}%")
-        elif kind == "perplexity" and len(task) == 1:
-            parts.append(f"{task[0]} perplexity {value:.2f}")
-    return ", ".join(parts)
-
-
 def train_all(
     runs: Mapping[SweepRun, ConfigDict],
     workdir: epath.Path,
@@ -281,8 +270,16 @@ def _listing(runs: Mapping[SweepRun, ConfigDict]) -> str:
 
 
 def listed_runs(workdir: epath.Path) -> list[str]:
-    """Names of a sweep's runs in order, started or not; empty if this is not a sweep's folder."""
+    """Names of a sweep's runs in order, started or not; empty if this is not a sweep's folder.
+
+    UserError for a file that says nothing of runs.
+    """
     path = workdir / SWEEP_FILE
     if not path.exists():
         return []
-    return [run["name"] for run in json.loads(path.read_text())["runs"]]
+    try:
+        return [str(run["name"]) for run in json.loads(path.read_text())["runs"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged; the command that trains the sweep writes it again"
+        ) from error

@@ -9,7 +9,13 @@ import pytest
 from etils import epath
 
 from looped_jax.config import UserError
-from looped_jax.training.sweep import check_unclaimed, commands, listed_runs, load_sweep
+from looped_jax.training.sweep import (
+    Progress,
+    check_unclaimed,
+    commands,
+    listed_runs,
+    load_sweep,
+)
 
 EXPERIMENT = """
 from looped_jax.config import default_config
@@ -110,3 +116,19 @@ def test_commands_are_printed_and_nothing_is_trained(
         f"{tmp_path / 'out' / name}" for name in ("a", "b")
     ]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_last_checkpoint_is_empty_is_not_finished(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "checkpoints" / "4"
+    folder.mkdir(parents=True)
+    assert not Progress.of(epath.Path(tmp_path), 4).finished
+    (folder / "meta").mkdir()  # A copy that was interrupted.
+    (folder / "_CHECKPOINT_METADATA").write_text("{}")
+    assert not Progress.of(epath.Path(tmp_path), 4).finished
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"runs": [{}]}', '{"runs": 3}'])
+def test_a_damaged_list_of_runs_is_named(text: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(UserError, match=r"sweep\.json is damaged"):
+        listed_runs(epath.Path(tmp_path))
