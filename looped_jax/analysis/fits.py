@@ -10,6 +10,8 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 2000
+# Fewer points have no interval worth the name: resampled, two give themselves.
+MINIMUM = 3
 
 
 def percent_gap(looped: float, base: float, full: float) -> float | None:
@@ -85,7 +87,8 @@ class ScalingLaw:
 
     alpha: float
     beta: float
-    alpha_interval: tuple[float, float]  # Bootstrap, 95%.
+    # Bootstrap, 95%; None with fewer than three different depths.
+    alpha_interval: tuple[float, float] | None
 
     @classmethod
     def fit(cls, depths: Sequence[float], values: Sequence[float]) -> "ScalingLaw | None":
@@ -93,35 +96,40 @@ class ScalingLaw:
         line = Line.fit(np.log(depths), values) if len(depths) else None
         if line is None:
             return None
-        slopes = _resampled_slopes(depths, values)
-        return cls(line.slope, line.intercept, _interval(slopes))
+        interval = _interval(_resampled_slopes(depths, values)) if _enough(depths) else None
+        return cls(line.slope, line.intercept, interval)
 
 
 def alpha_ratio(
     looped: tuple[Sequence[float], Sequence[float]], base: tuple[Sequence[float], Sequence[float]]
-) -> tuple[float, tuple[float, float]] | None:
-    """alpha_loop / alpha_base, each from (depths, values), with a bootstrap 95% interval.
+) -> tuple[float, tuple[float, float] | None] | None:
+    """alpha_loop / alpha_base, each from (depths, values), with a bootstrap 95% interval, None
+    where either has fewer than three different depths.
 
     None if either has no fit, or the base's slope is zero.
     """
     fits = [ScalingLaw.fit(*series) for series in (looped, base)]
     if fits[0] is None or fits[1] is None or fits[1].alpha == 0:
         return None
+    ratio = fits[0].alpha / fits[1].alpha
+    if not (_enough(looped[0]) and _enough(base[0])):
+        return ratio, None
     above, below = (_resampled_slopes(*s, seed=i) for i, s in enumerate((looped, base)))
     # Not every resample has a slope: pair as many as both have.
     count = min(len(above), len(below))
     above, below = above[:count], below[:count]
     ratios = above / np.where(below == 0, np.nan, below)
-    return fits[0].alpha / fits[1].alpha, _interval(ratios[np.isfinite(ratios)])
+    return ratio, _interval(ratios[np.isfinite(ratios)])
+
+
+def _enough(depths: Sequence[float]) -> bool:
+    return len(set(depths)) >= MINIMUM
 
 
 def _resampled_slopes(
     depths: Sequence[float], values: Sequence[float], seed: int = 0
 ) -> np.ndarray:
-    """Slopes over log D of resamples with at least two different depths.
-
-    With two points every such resample is the whole: the interval is the estimate itself.
-    """
+    """Slopes over log D of resamples with at least two different depths."""
     x_N, y_N = np.log(np.asarray(depths, float)), np.asarray(values, float)
     rng = np.random.default_rng(seed)
     index_RN = rng.integers(0, len(x_N), size=(RESAMPLES, len(x_N)))

@@ -19,6 +19,12 @@ from looped_jax.analysis.fits import Line, ScalingLaw
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
 
+def as_text(name: str) -> str:
+    """A name as matplotlib shows it unchanged: it takes `$` for mathematics, and leaves what begins
+    with `_` out of legends."""
+    return ("\N{NO-BREAK SPACE}" if name.startswith("_") else "") + name.replace("$", r"\$")
+
+
 def png(figure: Figure) -> bytes:
     """The figure, closed."""
     out = io.BytesIO()
@@ -28,13 +34,22 @@ def png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def curves(series: Series, x: str, y: str, log_y: bool = False) -> bytes:
+def curves(
+    series: Series,
+    x: str,
+    y: str,
+    log_y: bool = False,
+    title: str = "",
+    y_range: tuple[float, float] | None = None,
+) -> bytes:
     """Lines through points."""
-    figure, axes = _axes(x, y)
+    figure, axes = _axes(x, y, title)
     for name, points in series.items():
-        axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=name)
+        axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=as_text(name))
     if log_y:
         axes.set_yscale("log")
+    if y_range:
+        axes.set_ylim(*y_range)
     _legend(axes, len(series))
     return png(figure)
 
@@ -46,7 +61,7 @@ def isoplot(series: Series, y: str) -> bytes:
     for number, (name, points) in enumerate(series.items()):
         x_N, y_N = np.array(points, float).T
         colour = f"C{number % 10}"
-        axes.plot(x_N, y_N, "o", ms=4, color=colour, label=name)
+        axes.plot(x_N, y_N, "o", ms=4, color=colour, label=as_text(name))
         line = Line.fit(x_N, list(y_N))
         if line is None:
             continue
@@ -67,7 +82,7 @@ def scaling(series: Series, fits: Mapping[str, ScalingLaw], y: str) -> bytes:
     depths = sorted({x for points in series.values() for x, _ in points})
     for number, (name, points) in enumerate(series.items()):
         colour = f"C{number % 10}"
-        axes.plot(*zip(*points, strict=True), "o", ms=5, color=colour, label=name)
+        axes.plot(*zip(*points, strict=True), "o", ms=5, color=colour, label=as_text(name))
         if name in fits:
             x_N = np.array([min(x for x, _ in points), max(x for x, _ in points)])
             axes.plot(x_N, fits[name].alpha * np.log(x_N) + fits[name].beta, color=colour, lw=1.2)
@@ -126,18 +141,19 @@ def grid(
     axes.imshow(settled, cmap="Greens", vmin=0, vmax=2.5, aspect="auto")
     for i, row in enumerate(rows):
         for j, word in enumerate(row):
-            axes.text(j, i, word, ha="center", va="center", fontsize=8)
+            axes.text(j, i, as_text(word), ha="center", va="center", fontsize=8)
     axes.set_xticks(range(columns), [str(first + i) for i in range(columns)])
-    axes.set_yticks(range(len(rows)), list(y))
+    axes.set_yticks(range(len(rows)), [as_text(name) for name in y])
     axes.set_xlabel(x)
-    axes.set_title(title, fontsize=9)
+    axes.set_title(as_text(title), fontsize=9)
     return png(figure)
 
 
-def _axes(x: str, y: str) -> tuple[Figure, plt.Axes]:
+def _axes(x: str, y: str, title: str = "") -> tuple[Figure, plt.Axes]:
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set_ylabel(as_text(y))
+    axes.set_title(as_text(title))
     axes.grid(alpha=0.3)
     return figure, axes
 

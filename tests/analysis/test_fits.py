@@ -74,6 +74,14 @@ def test_two_points_have_a_line_and_no_band() -> None:
     assert line.band(np.array([0.5])) is None
 
 
+def test_two_depths_have_a_slope_and_no_interval() -> None:
+    fit = ScalingLaw.fit([4, 8], [10.0, 20.0])
+    assert fit is not None
+    assert fit.alpha_interval is None
+    found = alpha_ratio(([4, 8], [10.0, 20.0]), ([4, 8, 16], [10.0, 15.0, 20.0]))
+    assert found == (pytest.approx(2), None)
+
+
 @given(st.floats(-50, 50), st.floats(0.5, 20))
 def test_the_scaling_law_is_recovered_from_its_own_values(beta: float, alpha: float) -> None:
     depths = [4, 8, 12, 24]
@@ -90,6 +98,8 @@ def test_the_ratio_of_slopes_has_an_interval_around_it() -> None:
     looped = [12 * math.log(d) + rng.normal() for d in depths]
     found = alpha_ratio((depths, looped), (depths, base))
     assert found is not None
-    ratio, (low, high) = found
+    ratio, interval = found
+    assert interval is not None
+    low, high = interval
     assert low < ratio < high
     assert ratio == pytest.approx(1.2, abs=0.15)
