@@ -58,7 +58,12 @@ def main(overrides: dict[str, str]) -> None:
         for held_out in sets:
             metrics |= evaluator(params, held_out) or {}
         if metrics and distributed.is_first():
-            append_evaluation(run.workdir, run.step, loops, _SPLIT.value, metrics)
+            append_evaluation(
+                *(run.workdir, run.step, loops, _SPLIT.value, metrics),
+                overrides={},
+                checkpoint="",
+                data="",
+            )
         if names:
             metrics |= evaluate_downstream(run, params, names, loops)
         if distributed.is_first():

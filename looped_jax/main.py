@@ -52,9 +52,9 @@ def report(config: ConfigDict, jobs: dict[str, Job], workdir: epath.Path) -> Non
     runs = []
     for name, job in jobs.items():
         model = job.model.config
-        steps, values = compare.read_curve(workdir / name, comparison.metric)
         flops = train_flops(model, job.config.train.batch_size, model.max_length)
-        runs.append(compare.Run(name, model.plan, job.layout.parameter_count, flops, steps, values))
+        of_run = (workdir / name, job.config, job.layout.parameter_count, flops)
+        runs.append(compare.read_run(name, *of_run, comparison.metric))
     print()
     print(compare.table(runs, comparison.metric))
     if components := compare.components_table({name: workdir / name for name in jobs}):

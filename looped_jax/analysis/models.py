@@ -1,17 +1,48 @@
-"""Runs taken together: the models of one task, seeds of a model as one, and who is whose base."""
+"""Runs taken together: the models of one task, seeds of a model as one, and who is whose base.
+
+What may be compared: runs on the same data are a TaskGroup; runs that differ in nothing but their
+seed are a Model; models that differ in nothing but their plan are of one setting, and only these
+have a % Gap or a depth line between them.
+"""
 
 import dataclasses
 import functools
+import json
 from collections.abc import Sequence
+from typing import Any
 
+from ml_collections import ConfigDict
+
+from looped_jax import config as config_lib
 from looped_jax.analysis.fits import percent_gap
 from looped_jax.analysis.records import Record
 from looped_jax.data.tasks.downstream import group_members
 from looped_jax.data.tasks.downstream.base import GROUPS
+from looped_jax.evaluation.metric_table import Measured, Metric, clear_gain
 from looped_jax.evaluation.metrics import metric_of
 from looped_jax.models.loop_plan import LoopPlan
 
-PERPLEXITY = "eval/text/perplexity"
+# Not what a model is.
+UNLIKE_SEEDS = ("name", "seed")
+# Of data: how it is read, not what it is.
+READING = ("data.read_threads",)
+SHORT = {"optimizer.learning_rate": "lr", "optimizer.name": "", "data.path": "", "model.dtype": ""}
+
+
+def distinguishing_keys(configs: Sequence[ConfigDict]) -> list[str]:
+    """The keys, in order, in which these differ, but for name and seed."""
+    found = {key for c in configs[1:] for key in config_lib.differing_keys(configs[0], c)}
+    return sorted(found - set(UNLIKE_SEEDS))
+
+
+def short(config: ConfigDict, key: str) -> str:
+    """A key and its value as in a label, e.g. `lr 0.1`, `adamw`, `d_model 64`."""
+    section, _, leaf = key.rpartition(".")
+    value = config_lib.get_key(config, key)
+    # Some leaves say nothing without their section: block, strength.
+    name = SHORT.get(key, f"{section}.{leaf}" if section in ("regularizer", "stacking") else leaf)
+    shown = f"{value:g}" if isinstance(value, float) else str(value) or "none"
+    return f"{name} {shown}".strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +50,7 @@ class Model:
     """Runs that differ in their seed only."""
 
     label: str
+    setting: str  # Equal for models that differ in their plan only; short, may be empty.
     records: tuple[Record, ...]
 
     @property
@@ -29,25 +61,45 @@ class Model:
     def plan(self) -> LoopPlan:
         return self.first.plan
 
-    @property
-    def plain(self) -> bool:
-        """Whether nothing but the plan sets it apart."""
-        return self.label == str(self.plan)
+    def step(self, metric: str) -> int | None:
+        """The newest step at which any of the seeds was evaluated."""
+        return max((p[-1][0] for r in self.records if (p := metric_curve(r, metric))), default=None)
+
+    def complete(self, metric: str) -> bool:
+        """Whether that is the last step of training."""
+        return self.step(metric) == self.first.config.train.steps
+
+    def seeds(self, metric: str) -> list[tuple[Record, float]]:
+        """The seeds that were evaluated at that step, and their values: those that stopped earlier
+        are not averaged with those that went on."""
+        curves = [(r, curve) for r in self.records if (curve := metric_curve(r, metric))]
+        return [(r, curve[-1][1]) for r, curve in curves if curve[-1][0] == self.step(metric)]
 
     def values(self, metric: str) -> list[float]:
-        """The last evaluation of every seed that has one."""
-        return [v for record in self.records if (v := last_value(record, metric)) is not None]
+        return [value for _, value in self.seeds(metric)]
 
     def mean(self, metric: str) -> float | None:
         values = self.values(metric)
-        return sum(values) / len(values) if values else None
+        return Metric(metric).average(values) if values else None
+
+    def measured(self, metric: str) -> Measured | None:
+        """The mean, and its noise over what it was measured on."""
+        seeds = self.seeds(metric)
+        if len(seeds) == 1:
+            return seeds[0][1], seeds[0][0].noise(metric)
+        mean = self.mean(metric)
+        if mean is None:
+            return None
+        # As of one seed's examples: those of all would say nothing of how seeds differ.
+        return mean, Metric(metric).noise({metric: mean}, self.first.examples)
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskGroup:
-    """All models of one training task."""
+    """All models of one training task, on the same data."""
 
     task: str
+    title: str  # The task, and what sets its data apart where other runs have others.
     models: tuple[Model, ...]
 
     @functools.cached_property
@@ -55,34 +107,44 @@ class TaskGroup:
         """What the models are judged by: accuracies; of text, perplexity and the averages of the
         groups of downstream tasks that were evaluated in full."""
         names = {key for m in self.models for r in m.records for e in r.evaluations for key in e}
-        if self.task == "text":
-            groups = [f"group/{g}" for g in GROUPS if names.issuperset(_headlines(g))]
-            return [PERPLEXITY, *groups]
-        return sorted((n for n in names if n.endswith("/accuracy")), key=_natural)
+        found = sorted((name for name in names if Metric(name).headline), key=_natural)
+        if self.task != "text":
+            return found
+        groups = [f"group/{g}" for g in GROUPS if names.issuperset(_headlines(g))]
+        return [name for name in found if Metric(name).where == ("text",)] + groups
 
     def gap(self, model: Model, metric: str) -> float | None:
-        """The % Gap of a looped model; None where its base or iso-FLOP model is not among them."""
+        """The % Gap of a looped model, against the base and the iso-FLOP model that differ from it
+        in the plan alone; None where one of them is not there, was not evaluated at the same step,
+        or the iso-FLOP model is not better than the base by more than noise."""
         if model.plan.effective_depth == model.plan.distinct_layers:
             return None
-        plain = {m.label: m for m in self.models if m.plain}
-        base = plain.get(f"{model.plan.distinct_layers}x1")
-        full = plain.get(f"{model.plan.effective_depth}x1")
-        numbers = [m.mean(metric) if m else None for m in (model, base, full)]
-        if any(number is None for number in numbers):
+        alike = {str(m.plan): m for m in self.models if m.setting == model.setting}
+        base = alike.get(f"{model.plan.distinct_layers}x1")
+        full = alike.get(f"{model.plan.effective_depth}x1")
+        if base is None or full is None:
             return None
-        return percent_gap(*numbers)  # type: ignore[arg-type]
+        if len({m.step(metric) for m in (model, base, full)}) > 1:
+            return None
+        looped, low, high = (m.measured(metric) for m in (model, base, full))
+        if not (looped and low and high and clear_gain(Metric(metric), high, low)):
+            return None
+        return percent_gap(looped[0], low[0], high[0])
 
-    def series(self) -> dict[str, list[Model]]:
-        """Models by what grows with depth: untied layers (`kx1`), or the loops of a block of k
-        (`4xL`, which begins with 4x1). Series with two depths or more."""
+    def series(self, metric: str) -> dict[str, list[Model]]:
+        """Fully trained models by what grows with depth: untied layers (`kx1`), or the loops of a
+        block of k (`4xL`, which begins with 4x1), each of one setting, which is part of the name
+        where there are several. Series with two depths or more."""
+        several = len({model.setting for model in self.models}) > 1
         found: dict[str, list[Model]] = {}
         for model in self.models:
-            if not model.plain or len(model.plan.segments) > 1:
+            if len(model.plan.segments) > 1 or not model.complete(metric):
                 continue
             (segment,) = model.plan.segments
+            end = f", {model.setting}" if several and model.setting else ""
             if segment.loops == 1:
-                found.setdefault("kx1", []).append(model)
-            found.setdefault(f"{segment.layers}xL", []).append(model)
+                found.setdefault(f"kx1{end}", []).append(model)
+            found.setdefault(f"{segment.layers}xL{end}", []).append(model)
         return {
             name: sorted(models, key=lambda m: m.plan.effective_depth)
             for name, models in found.items()
@@ -90,40 +152,76 @@ class TaskGroup:
         }
 
 
-def task_groups(records: Sequence[Record]) -> list[TaskGroup]:
-    """Groups in the order in which their tasks first appear."""
-    by_task: dict[str, dict[str, list[Record]]] = {}
+def task_groups(records: Sequence[Record]) -> tuple[list[TaskGroup], list[str]]:
+    """Groups in the order in which their data first appear, and what was left out: of runs of one
+    model with the same seed, all but the first."""
+    by_data: dict[str, list[Record]] = {}
     for record in records:
-        key = f"{record.label}\n{_size(record)}"
-        by_task.setdefault(record.task, {}).setdefault(key, []).append(record)
+        by_data.setdefault(json.dumps(_data(record), default=str), []).append(record)
+    tasks = [group[0].task for group in by_data.values()]
+    left_out: list[str] = []
     groups = []
-    for task, by_key in by_task.items():
-        labels = [key.split("\n")[0] for key in by_key]
-        models = []
-        for key, label in zip(by_key, labels, strict=True):
-            whole = label if labels.count(label) == 1 else f"{label} ({key.split(chr(10))[1]})"
-            models.append(Model(whole, tuple(by_key[key])))
-        groups.append(TaskGroup(task, tuple(models)))
-    return groups
+    for members in by_data.values():
+        task = members[0].task
+        others = [r for r in records if r.task == task]
+        apart = [k for k in _data(members[0]) if len({str(_data(r)[k]) for r in others}) > 1]
+        title = task
+        if tasks.count(task) > 1:
+            title += f" ({', '.join(short(members[0].config, key) for key in apart)})"
+        models, doubles = _models(members)
+        groups.append(TaskGroup(task, title, tuple(models)))
+        left_out += doubles
+    return groups, left_out
 
 
-def _size(record: Record) -> str:
-    """What else tells models of one plan apart."""
-    c = record.config
-    return f"d={c.model.d_model}, {c.train.steps} steps, batch {c.train.batch_size}"
+def _data(record: Record) -> dict[str, Any]:
+    """Every key that says what a run is trained and evaluated on."""
+    data = dict(config_lib.flatten({"data": record.config.data}))
+    return {key: value for key, value in data.items() if key not in READING}
 
 
-def last_value(record: Record, metric: str) -> float | None:
-    """A metric at a run's last evaluation that has it; `group/NAME`: the average of a group."""
-    points = metric_curve(record, metric)
-    return points[-1][1] if points else None
+def _models(records: Sequence[Record]) -> tuple[list[Model], list[str]]:
+    keys = distinguishing_keys([record.config for record in records])
+    setting_keys = [key for key in keys if key != "model.plan"]
+    by_key: dict[str, list[Record]] = {}
+    left_out: list[str] = []
+    for record in records:
+        values = [config_lib.get_key(record.config, key) for key in keys]
+        seeds = by_key.setdefault(json.dumps(values, default=str), [])
+        if same := [other for other in seeds if other.seed == record.seed]:
+            left_out.append(
+                f"{record.name} is left out: {same[0].name} is the same model with the same seed, "
+                f"{record.seed}"
+            )
+        else:
+            seeds.append(record)
+    models = []
+    for seeds in by_key.values():
+        config = seeds[0].config
+        parts = [short(config, key) for key in setting_keys]
+        own = _regularized(config, setting_keys)
+        label = ", ".join([str(seeds[0].plan), *own, *parts])
+        models.append(Model(label, ", ".join(parts), tuple(seeds)))
+    return models, left_out
+
+
+def _regularized(config: ConfigDict, shown: Sequence[str]) -> list[str]:
+    """How a model was trained if not plainly, where that is not shown already."""
+    keys = []
+    if config.regularizer.block:
+        keys += ["regularizer.block", "regularizer.strength"]
+    if config.stacking.block:
+        keys += ["stacking.block"]
+    return [short(config, key) for key in keys if key not in shown]
 
 
 def metric_curve(record: Record, metric: str) -> list[tuple[int, float]]:
-    """(step, value) of every evaluation that has the metric; `group/NAME` as in last_value."""
-    if not metric.startswith("group/"):
+    """(step, value) of every evaluation that has the metric; `group/NAME`: the average of a group
+    of downstream tasks."""
+    group = Metric(metric).group
+    if not group:
         return list(zip(*record.curve(metric), strict=True))
-    needed = _headlines(metric.removeprefix("group/"))
+    needed = _headlines(group)
     return [
         (int(line["step"]), sum(line[key] for key in needed) / len(needed))
         for line in record.evaluations
@@ -138,16 +236,3 @@ def _headlines(group: str) -> list[str]:
 
 def _natural(name: str) -> tuple[int, str]:
     return len(name), name
-
-
-def shown_metric(metric: str) -> str:
-    """A metric in words."""
-    if metric.startswith("group/"):
-        return metric.removeprefix("group/").replace("_", " ")
-    _, *task, kind = metric.split("/")
-    return " ".join(task) if kind == "accuracy" else f"{' '.join(task)} {kind}"
-
-
-def shown_value(metric: str, value: float) -> str:
-    """Percent for what is from 0 to 1."""
-    return f"{value:.2f}" if metric == PERPLEXITY else f"{100 * value:.1f}"

@@ -11,16 +11,21 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from looped_jax import config as config_lib
-from looped_jax.config import UserError, default_config
+from looped_jax.config import UserError
+from looped_jax.evaluation.metric_table import Interval, Metric
 from looped_jax.models.flops import train_flops
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.training.checkpoint import saved_steps
+from looped_jax.training.identity import read_run_file
 from looped_jax.training.metrics import read_metrics
+from looped_jax.training.run import for_reading
 from looped_jax.training.sweep import listed_runs
 from looped_jax.training.trainer import Job, prepare
 
 # Where `looped_jax.evaluate` keeps what it measured on held-out rows.
 EVALUATIONS = "evaluations/held_out.jsonl"
+# What identifies the parameters and the rows there.
+MEASURED_ON = ("checkpoint", "data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +43,13 @@ class Record:
 
     @functools.cached_property
     def job(self) -> Job:
-        """The run made concrete on one device of whatever kind is here, without its data."""
-        here = ConfigDict(self.config.to_dict())
-        here.mesh = default_config().mesh
-        here.model.update(attention="auto", gather="layer")
-        return prepare(here.lock(), needs_data=False)
+        """The run made concrete on whatever devices are here, without its data."""
+        return prepare(for_reading(self.config).lock(), needs_data=False)
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What is known of what made it, see training/identity.py; empty if nothing is."""
+        return read_run_file(self.workdir) or {}
 
     @property
     def loops(self) -> int:
@@ -67,15 +74,14 @@ class Record:
         return int(self.lines[-1]["step"])
 
     @property
-    def label(self) -> str:
-        """What sets the model apart: its plan, and how it was trained if not plainly."""
-        parts = [str(self.plan)]
-        if self.config.regularizer.block:
-            reg = self.config.regularizer
-            parts.append(f"reg k={reg.block} λ={reg.strength:g}")
-        if self.config.stacking.block:
-            parts.append(f"stacked by {self.config.stacking.block}")
-        return ", ".join(parts)
+    def seed(self) -> int:
+        return int(self.config.seed)
+
+    @property
+    def examples(self) -> int | None:
+        """What an accuracy is measured on; None for language models, whose tasks have numbers of
+        their own."""
+        return None if self.task == "text" else int(self.config.eval.examples)
 
     @property
     def evaluations(self) -> list[dict[str, float]]:
@@ -91,6 +97,11 @@ class Record:
         values = self.curve(metric)[1]
         return values[-1] if values else None
 
+    def noise(self, metric: str) -> Interval | None:
+        """The 95% interval of its last value, over what it was measured on; None if not known."""
+        lines = [line for line in self.lines if metric in line]
+        return Metric(metric).noise(lines[-1], self.examples) if lines else None
+
     @property
     def checkpoint(self) -> int | None:
         """Step of the newest checkpoint."""
@@ -105,29 +116,69 @@ class Record:
 
     def by_loops(self, metric: str) -> dict[int, float]:
         """Loop count at evaluation -> the metric on validation rows at the newest checkpoint
-        evaluated so."""
-        path = self.workdir / EVALUATIONS
-        lines = (
-            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        )
-        lines = [line for line in lines if line["split"] == "validation"]
+        evaluated so: of lines that measured the run as it was trained, those on the same
+        parameters and data as the newest."""
+        lines = [
+            line
+            for line in read_evaluations(self.workdir)[0]
+            if line["split"] == "validation" and not line.get("overrides")
+        ]
         newest = max((line["step"] for line in lines), default=0)
+        lines = [line for line in lines if line["step"] == newest]
         found: dict[int, float] = {}
         for line in lines:
-            if line["step"] == newest and metric in line["metrics"]:
+            same = all(line.get(key, "") == lines[-1].get(key, "") for key in MEASURED_ON)
+            if same and metric in line["metrics"]:
                 found[line["loops"] or self.loops] = line["metrics"][metric]
         return dict(sorted(found.items()))
 
 
 def append_evaluation(
-    workdir: epath.Path, step: int, loops: int | None, split: str, metrics: dict[str, float]
+    workdir: epath.Path,
+    step: int,
+    loops: int | None,
+    split: str,
+    metrics: dict[str, float],
+    *,
+    overrides: dict[str, Any],
+    checkpoint: str,
+    data: str,
 ) -> None:
-    """Adds what was measured on held-out rows; later lines of the same kind win."""
+    """Adds what was measured on held-out rows; later lines of the same kind win.
+
+    ``overrides``: what differed from the run's config; ``checkpoint`` and ``data`` identify the
+    parameters and the rows, and are equal only for equal ones.
+    """
     path = workdir / EVALUATIONS
     path.parent.mkdir(parents=True, exist_ok=True)
-    line: dict[str, Any] = {"step": step, "loops": loops, "split": split, "metrics": metrics}
+    line: dict[str, Any] = {"step": step, "loops": loops, "split": split}
+    line |= {"overrides": overrides, "checkpoint": checkpoint, "data": data, "metrics": metrics}
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def read_evaluations(workdir: epath.Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The lines that append_evaluation wrote, and what is wrong with the others."""
+    path = workdir / EVALUATIONS
+    lines: list[dict[str, Any]] = []
+    problems: list[str] = []
+    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
+    for number, line in enumerate(filter(None, text.split("\n")), start=1):
+        try:
+            content = json.loads(line)
+            well_formed = (
+                isinstance(content["step"], int)
+                and isinstance(content["loops"], int | None)
+                and isinstance(content["split"], str)
+                and isinstance(content["metrics"], dict)
+            )
+        except (ValueError, TypeError, KeyError):
+            well_formed = False
+        if well_formed:
+            lines.append(content)
+        else:
+            problems.append(f"line {number} of {EVALUATIONS} is broken and left out")
+    return lines, problems
 
 
 def find_runs(folders: Sequence[str]) -> tuple[list[Record], list[str]]:
@@ -135,21 +186,23 @@ def find_runs(folders: Sequence[str]) -> tuple[list[Record], list[str]]:
 
     UserError for a folder that does not exist, or if there is nothing to report on in any.
     """
-    records: list[Record] = []
-    missing: list[str] = []
+    found: dict[epath.Path, str] = {}  # A run that lies in two of the folders counts once.
     for text in folders:
         folder = epath.Path(text)
         if not folder.is_dir():
             raise UserError(f"no folder {folder}")
         for workdir in _workdirs(folder):
             name = workdir.name if len(folders) == 1 else f"{folder.name}/{workdir.name}"
-            if workdir == folder:
-                name = folder.name
-            record, problem = _read(name, workdir)
-            if record is not None:
-                records.append(record)
-            if problem:
-                missing.append(f"{name}: {problem}")
+            found.setdefault(workdir.resolve(), folder.name if workdir == folder else name)
+    records: list[Record] = []
+    missing: list[str] = []
+    names = list(found.values())
+    for workdir, name in found.items():
+        name = name if names.count(name) == 1 else str(workdir)
+        record, problems = _read(name, workdir)
+        if record is not None:
+            records.append(record)
+        missing += [f"{name}: {problem}" for problem in problems]
     if not records:
         raise UserError(f"no run to report on in {', '.join(folders)}: " + "; ".join(missing))
     return records, missing
@@ -158,9 +211,11 @@ def find_runs(folders: Sequence[str]) -> tuple[list[Record], list[str]]:
 def _workdirs(folder: epath.Path) -> list[epath.Path]:
     if listed := listed_runs(folder):
         return [folder / name for name in listed]
-    config_file = folder / "config.json"
-    if config_file.exists():
-        variants = json.loads(config_file.read_text()).get("variants", ())
+    if (folder / "config.json").exists():
+        try:
+            variants = _read_config(folder).variants
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
         return [folder / name for name, _ in variants] or [folder]
     inside = sorted(path.parent for path in folder.glob("*/config.json"))
     if not inside:
@@ -168,20 +223,31 @@ def _workdirs(folder: epath.Path) -> list[epath.Path]:
     return inside
 
 
-def _read(name: str, workdir: epath.Path) -> tuple[Record | None, str]:
+def _read_config(workdir: epath.Path) -> ConfigDict:
+    """UserError for one that is damaged, or of another version."""
+    try:
+        return config_lib.from_json((workdir / "config.json").read_text())
+    except (ValueError, AttributeError) as error:  # No JSON, or none of a config.
+        raise UserError(f"config.json is damaged ({error})") from error
+
+
+def _read(name: str, workdir: epath.Path) -> tuple[Record | None, list[str]]:
     """A run and what is wrong with it, if anything."""
     if not (workdir / "config.json").exists():
-        return None, "not started"
+        return None, ["not started"]
     try:
-        config = config_lib.from_json((workdir / "config.json").read_text())
+        config = _read_config(workdir)
         lines = read_metrics(workdir)
+        if not all(isinstance(line, dict) and "step" in line for line in lines):
+            raise UserError("metrics.jsonl has a line without a step")
     except (ValueError, UserError) as error:
-        return None, f"cannot be read ({error})"
+        return None, [f"cannot be read ({error})"]
     if not lines:
-        return None, "has no metrics yet"
+        return None, ["has no metrics yet"]
     record = Record(name, workdir, config, tuple(lines))
+    problems = read_evaluations(workdir)[1]
     if not record.evaluations:
-        return record, f"has no evaluation (stopped at step {record.step})"
-    if record.step < config.train.steps:
-        return record, f"stopped at step {record.step} of {config.train.steps}"
-    return record, ""
+        problems.insert(0, f"has no evaluation (stopped at step {record.step})")
+    elif record.step < config.train.steps:
+        problems.insert(0, f"stopped at step {record.step} of {config.train.steps}")
+    return record, problems

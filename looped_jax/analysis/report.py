@@ -1,25 +1,21 @@
 """What a set of runs shows, as a Document: the paper's tables and figures for these runs."""
 
+import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from looped_jax.analysis import plots, published
 from looped_jax.analysis.document import Details, Document, Figure, Section, Table, Text
 from looped_jax.analysis.fits import Line, ScalingLaw, alpha_ratio
-from looped_jax.analysis.models import (
-    PERPLEXITY,
-    Model,
-    TaskGroup,
-    metric_curve,
-    shown_metric,
-    shown_value,
-    task_groups,
-)
+from looped_jax.analysis.models import Model, TaskGroup, metric_curve, task_groups
+from looped_jax.analysis.provenance import mixed_numerics, mixed_samples, provenance_table
 from looped_jax.analysis.records import Record
 from looped_jax.analysis.similarity import block_cosines
 from looped_jax.config import RunError, UserError, flatten
+from looped_jax.evaluation.metric_table import Metric, binomial_interval, count_of, text_parts
 from looped_jax.training.run import open_run
 
 Part = Text | Table | Figure | Details
@@ -28,29 +24,46 @@ Part = Text | Table | Figure | Details
 def build(records: Sequence[Record], missing: Sequence[str], title: str) -> Document:
     """The report. What cannot be shown is said in its place; nothing stops the rest."""
     first: list[Part] = []
-    if missing:
-        first.append(Text(tuple(f"Missing: {problem}" for problem in missing), "warning"))
-    groups = task_groups(records)
-    first.append(
-        Text(
-            (
-                f"{len(records)} runs: "
-                + "; ".join(f"{len(g.models)} models on {g.task}" for g in groups),
-            )
-        )
-    )
+    groups, left_out = task_groups(records)
+    warnings = [f"Missing: {problem}" for problem in missing]
+    warnings += left_out + mixed_numerics(records)
+    for group in groups:
+        own = [record for model in group.models for record in model.records]
+        warnings += [f"{group.title}: {problem}" for problem in mixed_samples(own)]
+    if warnings:
+        first.append(Text(tuple(warnings), "warning"))
+    counts = "; ".join(f"{len(g.models)} models on {g.title}" for g in groups)
+    first.append(Text((f"{len(records)} runs: {counts}",)))
     sections = [Section("Runs", tuple(first))]
     for group in groups:
-        sections.append(Section(f"Results: {group.task}", tuple(_results(group))))
+        sections.append(Section(f"Results: {group.title}", tuple(_results(group))))
         if depth := _depth(group):
-            sections.append(Section(f"Depth: {group.task}", tuple(depth)))
+            sections.append(Section(f"Depth: {group.title}", tuple(depth)))
         if group.task == "text":
-            sections.append(Section("Isoplots", tuple(_isoplots(group))))
+            sections.append(Section(f"Isoplots: {group.title}", tuple(_isoplots(group))))
     if maps := _similarity(records):
         sections.append(Section("Similarity of blocks", tuple(maps)))
     sections.append(Section("Costs", (_costs(records),)))
+    sections.append(Section("Provenance", (provenance_table(records),)))
     sections.append(Section("Configs", tuple(_configs(records))))
-    return Document(title, tuple(sections))
+    return Document(title, _with_unique_files(sections))
+
+
+def _with_unique_files(sections: Sequence[Section]) -> tuple[Section, ...]:
+    """Two groups may be judged by one metric, and two names of runs be alike as those of files."""
+    seen: Counter[tuple[type, str]] = Counter()
+    found = []
+    for section in sections:
+        parts: list[Part] = []
+        for part in section.parts:
+            if isinstance(part, Table | Figure):
+                file = (type(part), part.name)
+                seen[file] += 1
+                if seen[file] > 1:
+                    part = dataclasses.replace(part, name=f"{part.name}_{seen[file]}")
+            parts.append(part)
+        found.append(Section(section.title, tuple(parts)))
+    return tuple(found)
 
 
 def _file(*words: str) -> str:
@@ -66,8 +79,7 @@ def _results(group: TaskGroup) -> list[Part]:
         return [Text(("None of these runs has been evaluated.",), "warning")]
     parts: list[Part] = [_main_table(group, metrics)]
     if group.task == "text":
-        if components := _components(group):
-            parts.append(components)
+        parts += _components(group)
         parts += _published_language_models()
     elif table := _published_synthetic(group.task):
         parts.append(table)
@@ -80,28 +92,17 @@ def _results(group: TaskGroup) -> list[Part]:
         }
         if not series:
             continue
-        y, log_y = _axis(metric), metric == PERPLEXITY
-        picture = plots.curves(series, "training step", y, log_y)
-        parts.append(
-            Figure(_file("curve", metric), f"Learning curves: {shown_metric(metric)}", picture)
-        )
+        found = Metric(metric)
+        picture = plots.curves(series, "training step", found.axis, found.kind.log_axis)
+        title = f"Learning curves: {found.in_words}"
+        parts.append(Figure(_file("curve", metric), title, picture))
     parts += _by_loops(group, metrics)
     return parts
 
 
-def _axis(metric: str) -> str:
-    name = shown_metric(metric)
-    if metric == PERPLEXITY:
-        return name
-    return f"{name}: exact match (%)" if metric.endswith("/accuracy") else f"{name} (%)"
-
-
-def _scale(metric: str) -> float:
-    return 1.0 if metric == PERPLEXITY else 100.0
-
-
 def _points(record: Record, metric: str) -> list[tuple[float, float]]:
-    return [(step, _scale(metric) * value) for step, value in metric_curve(record, metric)]
+    scale = Metric(metric).kind.scale
+    return [(step, scale * value) for step, value in metric_curve(record, metric)]
 
 
 def _main_table(group: TaskGroup, metrics: list[str]) -> Table:
@@ -110,7 +111,7 @@ def _main_table(group: TaskGroup, metrics: list[str]) -> Table:
     header += ["seeds"] if seeds > 1 else []
     paper = {metric: {m.label: _published(m, metric) for m in group.models} for metric in metrics}
     for metric in metrics:
-        header.append(shown_metric(metric) + ("" if metric == PERPLEXITY else " (%)"))
+        header.append(Metric(metric).heading)
         header += ["paper"] if any(v is not None for v in paper[metric].values()) else []
         if any(group.gap(model, metric) is not None for model in group.models):
             header.append("% Gap")
@@ -124,7 +125,7 @@ def _main_table(group: TaskGroup, metrics: list[str]) -> Table:
         ]
         row += [str(len(model.records))] if seeds > 1 else []
         for metric in metrics:
-            row.append(_with_range(metric, model.values(metric)))
+            row.append(_value(model, metric))
             if any(v is not None for v in paper[metric].values()):
                 value = paper[metric][model.label]
                 row.append("" if value is None else f"{value:.1f}")
@@ -136,9 +137,31 @@ def _main_table(group: TaskGroup, metrics: list[str]) -> Table:
         "Last evaluation of each run"
         + (", mean over seeds (lowest to highest)" if seeds > 1 else "")
         + ". % Gap = (looped - base) / (iso-FLOP - base) x 100, where kx1 is the base of kxL and "
-        "(kL)x1 its iso-FLOP model; empty where one of them is not among the runs."
+        "(kL)x1 its iso-FLOP model; empty where one of them that differs in the plan alone is not "
+        "among the runs, or the iso-FLOP model is not better than the base by more than noise. "
+        + _noise(group, metrics)
     )
-    return Table(_file("results", group.task), f"Models on {group.task}", header, rows, note)
+    return Table(_file("results", group.task), f"Models on {group.title}", header, rows, note)
+
+
+def _noise(group: TaskGroup, metrics: list[str]) -> str:
+    """What is known of how much the numbers of a table would change on other examples."""
+    sentences = []
+    examples = {r.examples for m in group.models for r in m.records} - {None}
+    if examples:
+        least = min(n for n in examples if n)
+        low, high = binomial_interval(0.5, least)
+        sentences.append(
+            f"An accuracy over {least:,} examples has a 95% interval of up to "
+            f"±{50 * (high - low):.1f} points."
+        )
+    lines = [line for m in group.models for line in m.first.evaluations[-1:]]
+    if any(Metric(metric).interval(line) for metric in metrics for line in lines):
+        sentences.append("In square brackets: 95% interval over documents.")
+    if chances := [(m, c) for m in map(Metric, metrics) if (c := m.chance) is not None]:
+        levels = ", ".join(f"{m.in_words} {m.with_unit(c)}" for m, c in chances)
+        sentences.append(f"Chance: {levels}.")
+    return " ".join(sentences)
 
 
 def _published(model: Model, metric: str) -> float | None:
@@ -150,36 +173,49 @@ def _published(model: Model, metric: str) -> float | None:
     return published.find("/".join(task), model.plan, reg.block, reg.strength)
 
 
-def _with_range(metric: str, values: list[float]) -> str:
-    if not values:
+def _value(model: Model, metric: str) -> str:
+    """The mean with what is known of its noise: of one seed its own interval, of more the range."""
+    seeds, found = model.seeds(metric), Metric(metric)
+    if not seeds:
         return "not evaluated"
-    mean = shown_value(metric, sum(values) / len(values))
-    if len(values) == 1:
-        return mean
-    return f"{mean} ({shown_value(metric, min(values))} to {shown_value(metric, max(values))})"
+    values = [value for _, value in seeds]
+    shown = found.shown(found.average(values))
+    if len(seeds) > 1:
+        shown += f" ({found.shown(min(values))} to {found.shown(max(values))})"
+    elif interval := found.interval(seeds[0][0].evaluations[-1]):
+        shown += f" {found.span(interval)}"
+    if len(seeds) < len(model.records):
+        shown += f" of {len(seeds)}"
+    return shown if model.complete(metric) else f"{shown} at step {model.step(metric)}"
 
 
-def _components(group: TaskGroup) -> Table | None:
-    """Bits per byte of every component of the validation text."""
-    prefix, suffix = "eval/text/", "/bits_per_byte"
-    columns = {model.label: model.first for model in group.models if model.first.evaluations}
-    names = sorted(
-        {
-            key.removeprefix(prefix).removesuffix(suffix)
-            for record in columns.values()
-            for key in record.evaluations[-1]
-            # Not that of the whole text.
-            if key.startswith(prefix) and key.removeprefix(prefix).endswith(suffix)
-        }
-    )
-    if not names:
-        return None
-    rows = []
-    for name in names:
-        values = [record.last(f"{prefix}{name}{suffix}") for record in columns.values()]
-        rows.append([name, *("" if v is None else f"{v:.3f}" for v in values)])
-    title = "Bits per byte of the components of the validation text"
-    return Table("components", title, ["component", *columns], rows)
+def _components(group: TaskGroup) -> list[Part]:
+    """Bits per byte, and perplexity, of every component of the validation text and of all of it,
+    each model's first seed, and how much text that is."""
+    last = {m.label: m.first.evaluations[-1] for m in group.models if m.first.evaluations}
+    names = sorted({key for line in last.values() for key in line})
+    parts: list[Part] = []
+    for word, title in (("bits_per_byte", "Bits per byte"), ("perplexity", "Perplexity")):
+        metrics = [Metric(name) for name in text_parts(names, word)]
+        if all(len(m.where) == 1 for m in metrics):
+            continue  # Nothing but the whole, which is in the table above.
+        rows = []
+        for m in metrics:
+            cells = [m.with_interval(line) if m.name in line else "" for line in last.values()]
+            counts = [count_of(last.values(), m.beside(c)) for c in ("tokens", "documents")]
+            rows.append([" ".join(m.where[1:]) or "all", *counts, *cells])
+        table = Table(
+            "components" if word == "bits_per_byte" else f"components_{word}",
+            f"{title} of the components of the validation text",
+            ["component", "tokens", "documents", *last],
+            rows,
+            "Last evaluation of each model's first seed. In square brackets: 95% interval over "
+            "documents."
+            if any("[" in cell for row in rows for cell in row)
+            else "",
+        )
+        parts.append(table)
+    return parts
 
 
 def _published_synthetic(task: str) -> Table | None:
@@ -199,7 +235,7 @@ def _published_language_models() -> list[Part]:
     judged = list(published.JUDGED)
     header = ["model"]
     for metric in judged:
-        header += [shown_metric(f"group/{metric}"), "% Gap"]
+        header += [Metric(f"group/{metric}").in_words, "% Gap"]
     rows = []
     for name, row in models.items():
         cells = [name]
@@ -215,8 +251,9 @@ def _published_language_models() -> list[Part]:
     )
     if differing:
         note += ", but for " + "; ".join(
-            f"{g.model}, {shown_metric(f'group/{g.metric}')}: printed {g.printed:.0f}, recomputed "
-            f"{g.recomputed:.1f} (rounding allows {g.allowed[0]:.0f} to {g.allowed[1]:.0f})"
+            f"{g.model}, {Metric(f'group/{g.metric}').in_words}: printed {g.printed:.0f}, "
+            f"recomputed {g.recomputed:.1f} (rounding allows {g.allowed[0]:.0f} to "
+            f"{g.allowed[1]:.0f})"
             for g in differing
         )
     return [Table("published_lm_groups", "As published", header, rows, note + ".")]
@@ -229,10 +266,11 @@ def _by_loops(group: TaskGroup, metrics: list[str]) -> list[Part]:
         for model in group.models:
             points = model.first.by_loops(metric)
             if len(points) > 1:
-                series[model.label] = [(n, _scale(metric) * v) for n, v in points.items()]
+                scale = Metric(metric).kind.scale
+                series[model.label] = [(float(n), scale * v) for n, v in points.items()]
         if series:
-            picture = plots.curves(series, "loops at evaluation", _axis(metric))
-            title = f"Loops at evaluation: {shown_metric(metric)}"
+            picture = plots.curves(series, "loops at evaluation", Metric(metric).axis)
+            title = f"Loops at evaluation: {Metric(metric).in_words}"
             parts.append(Figure(_file("loops", metric), title, picture))
     return parts
 
@@ -244,54 +282,55 @@ def _depth(group: TaskGroup) -> list[Part]:
     """The scaling law, for every metric that has at least one series."""
     parts: list[Part] = []
     rows = []
-    for metric in group.metrics:
-        series = {
-            name: points
-            for name, models in group.series().items()
-            if len(
-                points := [
-                    (float(m.plan.effective_depth), _scale(metric) * mean)
-                    for m in models
-                    if (mean := m.mean(metric)) is not None
-                ]
-            )
-            > 1
+    for name in group.metrics:
+        metric = Metric(name)
+        # Fully trained models have been evaluated.
+        series: dict[str, list[tuple[float, float]]] = {
+            of: [
+                (m.plan.effective_depth, metric.kind.scale * (m.mean(name) or 0.0)) for m in models
+            ]
+            for of, models in group.series(name).items()
         }
         fits = {}
-        for name, points in series.items():
+        for of, points in series.items():
             depths, values = zip(*points, strict=True)
             if (fit := ScalingLaw.fit(depths, values)) is None:
                 continue
-            fits[name] = fit
-            low, high = fit.alpha_interval
+            fits[of] = fit
+            # Depth by parameters of the same setting.
+            by_parameters = re.sub(r"^\d+xL", "kx1", of)
             ratio = ""
-            if name != "kx1" and "kx1" in series:
-                base: Any = tuple(zip(*series["kx1"], strict=True))
+            if by_parameters != of and by_parameters in series:
+                base: Any = tuple(zip(*series[by_parameters], strict=True))
                 if found := alpha_ratio((depths, values), base):
-                    ratio = f"{found[0]:.2f} ({found[1][0]:.2f} to {found[1][1]:.2f})"
+                    ratio = f"{found[0]:.2f}{_interval(found[1])}"
             rows.append(
                 [
-                    f"{shown_metric(metric)}: {name}",
+                    f"{metric.in_words}: {of}",
                     ", ".join(f"{d:g}" for d in depths),
-                    f"{fit.alpha:.2f} ({low:.2f} to {high:.2f})",
+                    f"{fit.alpha:.2f}{_interval(fit.alpha_interval)}",
                     f"{fit.beta:.2f}",
                     ratio,
                 ]
             )
         if series:
-            title = f"Depth: {shown_metric(metric)}"
-            picture = plots.scaling(series, fits, _axis(metric))
-            parts.append(Figure(_file("depth", metric), title, picture))
+            picture = plots.scaling(series, fits, metric.axis)
+            parts.append(Figure(_file("depth", name), f"Depth: {metric.in_words}", picture))
     if rows:
         header = ["metric: series", "depths", "alpha (95%)", "beta", "alpha_loop / alpha_base"]
         note = (
             "Acc = alpha log D + beta by least squares, D the layers passed through; kx1 is depth "
-            "by parameters, 4xL depth by loops. Intervals from resampling the points: with few "
-            "points they say little, with two nothing."
+            "by parameters, 4xL depth by loops; a series holds fully trained models that differ in "
+            "the plan alone. Intervals from resampling the points; none from fewer than three "
+            "depths."
         )
-        name = _file("scaling", group.task)
-        parts.append(Table(name, "Scaling law (paper, section 3.5)", header, rows, note))
+        file = _file("scaling", group.task)
+        parts.append(Table(file, "Scaling law (paper, section 3.5)", header, rows, note))
     return parts
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" ({interval[0]:.2f} to {interval[1]:.2f})"
 
 
 # Isoplots.
@@ -300,15 +339,13 @@ def _depth(group: TaskGroup) -> list[Part]:
 def _isoplots(group: TaskGroup) -> list[Part]:
     parts: list[Part] = []
     for metric in group.metrics:
-        if metric == PERPLEXITY:
+        if not Metric(metric).percent:
             continue
         series, rows = {}, []
         for model in group.models:
-            loss = dict(zip(*model.first.curve("eval/text/loss"), strict=True))
+            loss: dict[float, float] = dict(zip(*model.first.curve("eval/text/loss"), strict=True))
             points = [
-                (loss[step], 100 * value)
-                for step, value in metric_curve(model.first, metric)
-                if step in loss
+                (loss[step], value) for step, value in _points(model.first, metric) if step in loss
             ]
             if not points:
                 continue
@@ -321,16 +358,17 @@ def _isoplots(group: TaskGroup) -> list[Part]:
                     *(
                         ["no fit: fewer than two points", ""]
                         if line is None
-                        else [f"{line.slope:.2f}", f"{line.r2:.2f}"]
+                        else [f"{line.slope:.2f}", f"{line.r2:.2f}" if len(points) > 2 else ""]
                     ),
                 ]
             )
         if series:
-            name = shown_metric(metric)
-            picture = plots.isoplot(series, f"{name} (%)")
+            name = Metric(metric).in_words
+            picture = plots.isoplot(series, Metric(metric).axis)
             parts.append(Figure(_file("isoplot", metric), f"Isoplot: {name}", picture))
             header = ["model", "checkpoints", "slope (points per nat)", "R²"]
-            parts.append(Table(_file("isoplot", metric), f"Fits: {name}", header, rows))
+            note = "Of each model's first seed; two points have a line, and nothing to judge it by."
+            parts.append(Table(_file("isoplot", metric), f"Fits: {name}", header, rows, note))
     if not parts:
         parts.append(
             Text(
@@ -353,7 +391,8 @@ def _similarity(records: Sequence[Record]) -> list[Part]:
         if record.loops > 1 or record.plan.distinct_layers < 2:
             continue
         block = record.config.regularizer.block or record.config.stacking.block or 1
-        title = record.name if record.name == record.label else f"{record.name}: {record.label}"
+        plan = str(record.plan)
+        title = record.name if record.name == plan else f"{record.name}: {plan}"
         try:
             params = open_run(str(record.workdir)).parameters()
             cosines = block_cosines(params, block)

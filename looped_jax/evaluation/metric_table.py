@@ -10,7 +10,7 @@ nothing.
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from looped_jax.config import UserError
 from looped_jax.data.tasks import get_task
@@ -148,6 +148,15 @@ class Metric:
         """The number as in a sentence."""
         return self.shown(value) + ("%" if self.percent else "")
 
+    def span(self, interval: Interval) -> str:
+        """An interval, as it is shown everywhere."""
+        return f"[{self.shown(interval[0])}, {self.shown(interval[1])}]"
+
+    def with_interval(self, line: Mapping[str, float]) -> str:
+        """The number in this line, and the interval that was measured with it, if it was."""
+        found = self.interval(line)
+        return self.shown(line[self.name]) + (f" {self.span(found)}" if found else "")
+
     @property
     def in_words(self) -> str:
         """Its task, and what is measured where that is not an accuracy."""
@@ -203,6 +212,18 @@ def text_parts(names: Sequence[str] | Mapping[str, float], word: str) -> list[st
     metrics = [Metric(name) for name in names]
     found = [m.name for m in metrics if m.where[:1] == ("text",) and m.word == word]
     return sorted(found, key=lambda name: (len(Metric(name).where), name))
+
+
+def counted(lines: Iterable[Mapping[str, float]], parts: Sequence[str], word: str) -> bool:
+    """Whether any of these evaluations says how many tokens, or documents, a part has."""
+    names = {Metric(part).beside(word) for part in parts}
+    return any(name in line for line in lines for name in names)
+
+
+def count_of(lines: Iterable[Mapping[str, float]], name: str) -> str:
+    """A count of several evaluations: one number where they agree, as they should."""
+    counts = sorted({line[name] for line in lines if name in line})
+    return " or ".join(Metric(name).shown(count) for count in counts)
 
 
 def shown_evaluation(line: Mapping[str, float]) -> str:

@@ -5,15 +5,18 @@ import json
 import pathlib
 import re
 from collections.abc import Callable
+from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
 from etils import epath
 from helpers import small_config
 
 from looped_jax import config as config_lib
-from looped_jax.analysis.document import Table
+from looped_jax.analysis import plots
+from looped_jax.analysis.document import Figure, Table
 from looped_jax.analysis.models import task_groups
-from looped_jax.analysis.records import append_evaluation, find_runs
+from looped_jax.analysis.records import Record, append_evaluation, find_runs
 from looped_jax.analysis.report import build
 from looped_jax.config import UserError
 from looped_jax.training.metrics import read_metrics
@@ -46,6 +49,11 @@ def tables(folder: pathlib.Path) -> dict[str, Table]:
     return {part.name: part for part in parts if isinstance(part, Table)}
 
 
+def labels(folder: pathlib.Path) -> list[str]:
+    (group,), _ = task_groups(find_runs([str(folder)])[0])
+    return [model.label for model in group.models]
+
+
 def test_the_gap_is_computed_where_base_and_full_model_are_there(tmp_path: pathlib.Path) -> None:
     family(tmp_path)
     table = tables(tmp_path)["results_group_z7_n4"]
@@ -63,11 +71,165 @@ def test_seeds_of_a_model_are_one_row_with_their_range(tmp_path: pathlib.Path) -
 def test_models_of_different_size_are_different_rows(tmp_path: pathlib.Path) -> None:
     write_run(tmp_path / "a", evaluated(0.2))
     write_run(tmp_path / "b", evaluated(0.4), model__d_model=32)
-    (group,) = task_groups(find_runs([str(tmp_path)])[0])
-    assert [model.label for model in group.models] == [
-        "1x2 (d=16, 12 steps, batch 16)",
-        "1x2 (d=32, 12 steps, batch 16)",
+    assert labels(tmp_path) == ["1x2, d_model 16", "1x2, d_model 32"]
+
+
+def test_runs_of_a_sweep_over_hyper_parameters_are_no_seeds(tmp_path: pathlib.Path) -> None:
+    changes: list[dict[str, object]] = [
+        dict(optimizer__name="adafactor", optimizer__learning_rate=1e-3),
+        dict(optimizer__name="adafactor", optimizer__learning_rate=1e-1),
+        dict(),
+        dict(model__d_ff=64),
     ]
+    for i, (change, value) in enumerate(zip(changes, (0.99, 0.02, 0.9, 0.95), strict=True)):
+        write_run(tmp_path / f"r{i}", evaluated(value), seed=i, **change)
+    table = tables(tmp_path)["results_group_z7_n4"]
+    assert [row[0] for row in table.rows] == [
+        "1x2, d_ff 32, lr 0.001, adafactor",
+        "1x2, d_ff 32, lr 0.1, adafactor",
+        "1x2, d_ff 32, lr 0.01, adamw",
+        "1x2, d_ff 64, lr 0.01, adamw",
+    ]
+    assert "seeds" not in table.header
+
+
+def test_a_seed_counts_once(tmp_path: pathlib.Path) -> None:
+    for name, seed, value in (("a", 0, 0.2), ("b", 1, 0.4), ("c", 1, 0.9)):
+        write_run(tmp_path / name, evaluated(value), seed=seed, name=name)
+    document = build(*find_runs([str(tmp_path)]), "a report")
+    assert "c is left out: b is the same model with the same seed, 1" in document.markdown()
+    (row,) = tables(tmp_path)["results_group_z7_n4"].rows
+    assert "30.0 (20.0 to 40.0)" in row
+
+
+def test_runs_on_different_data_share_no_table_fit_or_line(tmp_path: pathlib.Path) -> None:
+    for plan, path, value in (("1x1", "a", 9.0), ("2x1", "b", 7.0), ("1x2", "b", 8.0)):
+        line = {"step": 12, "eval/text/loss": 2.0, "eval/text/perplexity": value}
+        data = dict(data__task="text", data__length=32, data__path=path)
+        write_run(tmp_path / plan, [line], model__plan=plan, **data)
+    groups, _ = task_groups(find_runs([str(tmp_path)])[0])
+    assert {g.title: [m.label for m in g.models] for g in groups} == {
+        "text (a)": ["1x1"],
+        "text (b)": ["1x2", "2x1"],
+    }
+    found = tables(tmp_path)
+    assert {"results_text", "results_text_2"} <= found.keys()
+    assert not [name for name in found if name.startswith("scaling")]
+
+
+@pytest.mark.parametrize(
+    ("values", "change", "gap"),
+    [
+        ((0.2, 0.5, 0.8), {}, "50"),
+        ((0.5, 0.8, 0.4), {}, None),  # Iso-FLOP is below the base: would be -300.
+        ((0.5, 0.55, 0.52), {}, None),  # And here above it within the noise of 32 examples.
+        ((0.2, 0.5, 0.8), {"optimizer__learning_rate": 0.5}, None),
+        ((0.2, 0.5, 0.8), {"train__steps": 24}, None),
+        ((0.2, 0.5, 0.8), {"seed": 3}, "50"),
+    ],
+)
+def test_the_gap_is_between_models_alike_but_for_the_plan(
+    values: tuple[float, float, float],
+    change: dict[str, object],
+    gap: str | None,
+    tmp_path: pathlib.Path,
+) -> None:
+    for plan, value in zip(("1x1", "1x2", "2x1"), values, strict=True):
+        changes = change if plan == "1x2" else {}
+        write_run(tmp_path / plan, evaluated(value), model__plan=plan, **changes)
+    table = tables(tmp_path)["results_group_z7_n4"]
+    shown = [row[table.header.index("% Gap")] for row in table.rows if "% Gap" in table.header]
+    assert shown == ([] if gap is None else ["", gap, ""])
+
+
+def test_a_stopped_seed_is_not_averaged_and_a_stopped_model_has_no_gap(
+    tmp_path: pathlib.Path,
+) -> None:
+    family(tmp_path)
+    write_run(tmp_path / "s", [{"step": 6, ACCURACY: 0.0}], model__plan="1x1", seed=1)
+    table = tables(tmp_path)["results_group_z7_n4"]
+    rows = {row[0]: row for row in table.rows}
+    assert "20.0 of 1" in rows["1x1"]
+    (tmp_path / "2x1" / "metrics.jsonl").write_text(json.dumps({"step": 6, ACCURACY: 0.8}) + "\n")
+    table = tables(tmp_path)["results_group_z7_n4"]
+    assert "% Gap" not in table.header
+    assert "80.0 at step 6" in {row[0]: row for row in table.rows}["2x1"]
+
+
+def test_names_with_dollars_and_underscores_are_shown(tmp_path: pathlib.Path) -> None:
+    write_run(tmp_path / "a$x_{$b", evaluated(0.5))
+    write_run(tmp_path / "_hidden", evaluated(0.7), seed=1)
+    document = build(*find_runs([str(tmp_path)]), "a report")
+    parts = [part for section in document.sections for part in section.parts]
+    assert any(isinstance(part, Figure) and part.name.startswith("curve") for part in parts)
+    axes = plt.figure().gca()
+    for name in ("a$x_{$b", "_hidden"):
+        axes.plot([0], [0], label=plots.as_text(name))
+    legend = [text.get_text() for text in axes.legend().get_texts()]
+    assert legend == [r"a\$x_{\$b", "\N{NO-BREAK SPACE}_hidden"]
+
+
+def write_provenance(workdir: epath.Path, numerics: int, rows: int = 8) -> None:
+    content = {
+        "code": {"version": "0.1", "commit": "0123456789abcdef", "changed": True},
+        "numerics_format": numerics,
+        "devices": {"kind": "cpu", "count": 8, "processes": 1},
+        "held_out": {"group_z7_n4": {"rows": rows}},
+        "started": "2030-01-01T00:00:00+00:00",
+        "ended": None,
+        "command": "main.py --config=x.py",
+        "earlier": [{}],
+    }
+    (workdir / "run.json").write_text(json.dumps(content))
+
+
+def test_what_made_the_runs_is_shown_and_mixtures_are_warned_of(tmp_path: pathlib.Path) -> None:
+    for i, numerics in enumerate((1, 2)):
+        workdir = write_run(tmp_path / f"r{i}", evaluated(0.5), seed=i)
+        write_provenance(workdir, numerics, rows=8 + i)
+    write_run(tmp_path / "old", evaluated(0.5), seed=2)
+    text = build(*find_runs([str(tmp_path)]), "a report").markdown()
+    formats = (
+        "Runs of different numerics formats are not comparable (1: r0; 2: r1; not recorded: old)"
+    )
+    assert formats in text
+    samples = "group_z7_n4 was measured on different held-out examples (r0 | r1): not comparable"
+    assert samples in text
+    rows = {row[0]: list(row) for row in tables(tmp_path)["provenance"].rows}
+    assert rows["r0"][1:5] == ["0123456789ab with changes", "1", "8 x cpu", "2"]
+    assert rows["r0"][6] == "not ended"
+    assert rows["old"][1] == "not recorded"
+
+
+def test_a_run_of_any_mesh_and_batch_is_counted_on_these_devices(tmp_path: pathlib.Path) -> None:
+    config = small_config(train__batch_size=12)
+    workdir = write_run(tmp_path / "a", evaluated(0.5), train__batch_size=12)
+    record = Record("a", workdir, config, tuple(read_metrics(workdir)))
+    assert record.parameters > 0  # Twelve rows do not divide over eight devices.
+
+
+def test_a_run_that_is_named_twice_counts_once(tmp_path: pathlib.Path) -> None:
+    family(tmp_path)
+    records, _ = find_runs([str(tmp_path), str(tmp_path / "1x1")])
+    assert len(records) == 3
+    (tmp_path / "more").mkdir()
+    write_run(tmp_path / "more" / tmp_path.name / "1x1", evaluated(0.1), seed=4)
+    both = [str(tmp_path), str(tmp_path / "more" / tmp_path.name)]
+    assert len({record.name for record in find_runs(both)[0]}) == 4
+
+
+def test_damaged_files_of_a_run_are_named_and_the_rest_is_shown(tmp_path: pathlib.Path) -> None:
+    write_run(tmp_path / "whole", evaluated(0.5))
+    for name, content in (("empty", ""), ("list", "[1]"), ("text", "x")):
+        write_run(tmp_path / name, evaluated(0.5))
+        (tmp_path / name / "config.json").write_text(content)
+    write_run(tmp_path / "stepless", [{ACCURACY: 0.5}])
+    records, missing = find_runs([str(tmp_path)])
+    assert [record.name for record in records] == ["whole"]
+    assert len(missing) == 4
+    assert all("cannot be read" in problem for problem in missing)
+    with pytest.raises(UserError, match=r"list: config\.json is damaged"):
+        find_runs([str(tmp_path / "list")])
 
 
 def test_what_is_missing_is_said_and_the_rest_is_shown(tmp_path: pathlib.Path) -> None:
@@ -102,8 +264,8 @@ def test_one_depth_gives_no_scaling_law_and_two_give_one(tmp_path: pathlib.Path)
     assert "scaling_group_z7_n4" not in tables(tmp_path)
     write_run(tmp_path / "1x4", evaluated(0.4), model__plan="1x4")
     (row,) = tables(tmp_path)["scaling_group_z7_n4"].rows
-    # 20 points over log 4.
-    assert row[2].startswith("14.43 ")
+    # 20 points over log 4; two points have no interval.
+    assert row[2] == "14.43"
 
 
 def test_published_numbers_stand_beside_runs_of_the_same_task(tmp_path: pathlib.Path) -> None:
@@ -115,13 +277,47 @@ def test_published_numbers_stand_beside_runs_of_the_same_task(tmp_path: pathlib.
     assert ["1x8", "73.2"] in [list(row) for row in found["published_igsm"].rows]
 
 
+def keep(workdir: epath.Path, step: int, loops: int | None, value: float, **other: Any) -> None:
+    known = dict(split="validation", overrides={}, checkpoint="c", data="d") | other
+    split = known.pop("split")
+    append_evaluation(workdir, step, loops, split, {ACCURACY: value}, **known)
+
+
 def test_evaluations_with_other_loop_counts_are_found(tmp_path: pathlib.Path) -> None:
     workdir = write_run(tmp_path / "a", evaluated(0.5))
     for step, loops, value in ((6, 1, 0.9), (12, 1, 0.1), (12, 4, 0.6), (12, None, 0.5)):
-        append_evaluation(workdir, step, loops, "validation", {ACCURACY: value})
-    append_evaluation(workdir, 12, 1, "test", {ACCURACY: 0.3})
+        keep(workdir, step, loops, value)
+    keep(workdir, 12, 1, 0.3, split="test")
     (record,), _ = find_runs([str(tmp_path / "a")])
     assert record.by_loops(ACCURACY) == {1: 0.1, 2: 0.5, 4: 0.6}
+
+
+def test_evaluations_of_other_models_parameters_or_data_are_left_out(
+    tmp_path: pathlib.Path,
+) -> None:
+    workdir = write_run(tmp_path / "a", evaluated(0.5))
+    keep(workdir, 12, 1, 0.1, checkpoint="of a run that was in this folder before")
+    keep(workdir, 12, 3, 0.2, data="other")
+    keep(workdir, 12, 4, 0.6)
+    keep(workdir, 12, 2, 0.5)
+    keep(workdir, 12, 2, 0.9, overrides={"model.rope_theta": 1.0})
+    keep(workdir, 18, 1, 0.9, overrides={"model.rope_theta": 1.0})
+    (record,), _ = find_runs([str(tmp_path / "a")])
+    assert record.by_loops(ACCURACY) == {2: 0.5, 4: 0.6}
+
+
+@pytest.mark.parametrize("broken", ['{"step": 12, "loo', "\0\0\0", "[]", '{"step": "x"}', "\x85"])
+def test_a_broken_line_of_evaluations_is_named_and_skipped(
+    broken: str, tmp_path: pathlib.Path
+) -> None:
+    workdir = write_run(tmp_path / "a", evaluated(0.5))
+    keep(workdir, 12, 1, 0.1)
+    with (workdir / "evaluations" / "held_out.jsonl").open("a") as file:
+        file.write(broken + "\n")
+    keep(workdir, 12, 4, 0.6)
+    (record,), missing = find_runs([str(tmp_path / "a")])
+    assert missing == ["a: line 2 of evaluations/held_out.jsonl is broken and left out"]
+    assert record.by_loops(ACCURACY) == {1: 0.1, 4: 0.6}
 
 
 def test_text_runs_show_perplexity_components_and_the_papers_table(tmp_path: pathlib.Path) -> None:
@@ -132,9 +328,27 @@ def test_text_runs_show_perplexity_components_and_the_papers_table(tmp_path: pat
     found = tables(tmp_path)
     table = found["results_text"]
     assert [row[table.header.index("% Gap")] for row in table.rows] == ["", "50", ""]
-    (row,) = found["components"].rows
-    assert list(row) == ["ArXiv", "2.250", "2.000", "1.750"]
+    rows = [list(row) for row in found["components"].rows]
+    assert rows[1] == ["ArXiv", "", "", "2.250", "2.000", "1.750"]
+    assert rows[0][0] == "all"
     assert "printed 95" in found["published_lm_groups"].note
+
+
+def test_text_has_its_intervals_and_what_was_measured(tmp_path: pathlib.Path) -> None:
+    line = {"step": 12, "eval/text/loss": 2.0}
+    for part, value, tokens in (("text", 8.0, 5000), ("text/ArXiv", 4.0, 1000)):
+        line |= {f"eval/{part}/perplexity": value, f"eval/{part}/tokens": tokens}
+        line |= {f"eval/{part}/perplexity_low": value - 1, f"eval/{part}/documents": 20}
+        line |= {f"eval/{part}/perplexity_high": value + 2}
+    write_run(tmp_path / "a", [line], data__task="text", data__length=32)
+    found = tables(tmp_path)
+    (row,) = found["results_text"].rows
+    assert "8.000 [7.000, 10.000]" in row
+    assert "95% interval over documents" in found["results_text"].note
+    assert [list(row) for row in found["components_perplexity"].rows] == [
+        ["all", "5,000", "20", "8.000 [7.000, 10.000]"],
+        ["ArXiv", "1,000", "20", "4.000 [3.000, 6.000]"],
+    ]
 
 
 def test_one_command_makes_a_page_that_stands_alone(

@@ -1,0 +1,72 @@
+"""What made the runs of a report, and what of it forbids to compare them."""
+
+import json
+from collections.abc import Sequence
+
+from looped_jax.analysis.document import Table
+from looped_jax.analysis.records import Record
+
+UNKNOWN = "not recorded"
+
+
+def provenance_table(records: Sequence[Record]) -> Table:
+    """Code, numerics, devices, times and command of every run's last start."""
+    header = ["run", "code", "numerics format", "devices", "starts", "started", "ended", "command"]
+    rows = [[record.name, *_cells(record)] for record in records]
+    note = (
+        "From run.json in each run's folder, of its last start. Runs of different numerics formats "
+        "compute different numbers from the same config."
+    )
+    return Table("provenance", "What made the runs", header, rows, note)
+
+
+def _cells(record: Record) -> list[str]:
+    known = record.provenance
+    if not known:
+        return [UNKNOWN, *[""] * 6]
+    code, devices = known.get("code") or {}, known.get("devices") or {}
+    commit = str(code.get("commit") or "")[:12]
+    changed = " with changes" if code.get("changed") else ""
+    count = f"{devices.get('count', '?')} x {devices.get('kind', '?')}" if devices else ""
+    if devices.get("processes", 1) > 1:
+        count += f" in {devices['processes']} processes"
+    return [
+        f"{commit}{changed}" if commit else str(code.get("version") or UNKNOWN),
+        _numerics(record),
+        count,
+        str(1 + len(known.get("earlier") or ())),
+        str(known.get("started") or ""),
+        str(known.get("ended") or "not ended"),
+        str(known.get("command") or ""),
+    ]
+
+
+def _numerics(record: Record) -> str:
+    return str(record.provenance.get("numerics_format", UNKNOWN))
+
+
+def mixed_numerics(records: Sequence[Record]) -> list[str]:
+    """One line if runs of different numerics formats are among these."""
+    names: dict[str, list[str]] = {}
+    for record in records:
+        names.setdefault(_numerics(record), []).append(record.name)
+    if len(names) < 2:
+        return []
+    listed = "; ".join(f"{which}: {', '.join(of)}" for which, of in sorted(names.items()))
+    return [f"Runs of different numerics formats are not comparable ({listed})"]
+
+
+def mixed_samples(records: Sequence[Record]) -> list[str]:
+    """A line for every evaluation that was measured on different held-out examples."""
+    samples: dict[str, dict[str, list[str]]] = {}
+    for record in records:
+        for name, identity in (record.provenance.get("held_out") or {}).items():
+            which = json.dumps(identity, sort_keys=True)
+            samples.setdefault(name, {}).setdefault(which, []).append(record.name)
+    return [
+        f"{name} was measured on different held-out examples ("
+        + " | ".join(", ".join(names) for names in by_sample.values())
+        + "): not comparable"
+        for name, by_sample in samples.items()
+        if len(by_sample) > 1
+    ]
