@@ -56,14 +56,15 @@ def main(overrides: dict[str, str]) -> None:
         evaluator = Evaluator(job.model, job.mesh, job.rules, loops)
         metrics: dict[str, float] = {}
         for held_out in sets:
-            metrics |= evaluator(params, held_out) or {}
-        if metrics and distributed.is_first():
-            append_evaluation(
-                *(run.workdir, run.step, loops, _SPLIT.value, metrics),
-                overrides={},
-                checkpoint="",
-                data="",
-            )
+            found = evaluator(params, held_out) or {}
+            metrics |= found
+            if distributed.is_first():
+                append_evaluation(
+                    *(run.workdir, run.step, loops, _SPLIT.value, found),
+                    overrides=run.overridden,
+                    checkpoint=run.identity(),
+                    data=json.dumps(held_out.sample.identity),
+                )
         if names:
             metrics |= evaluate_downstream(run, params, names, loops)
         if distributed.is_first():

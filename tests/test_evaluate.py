@@ -36,13 +36,15 @@ def test_loops_step_tasks_and_split_can_be_chosen(
         assert {"eval/group_z7_n3/accuracy", "eval/group_z7_n4/accuracy"} < set(metrics)
     # What a report reads.
     kept = (variants_run / "looped" / "evaluations" / "held_out.jsonl").read_text().splitlines()
-    last = [json.loads(line) for line in kept[-2:]]
-    assert [(line["loops"], line["step"], line["split"]) for line in last] == [
-        (5, 8, "test"),
-        (2, 8, "test"),
+    last = [json.loads(line) for line in kept[-4:]]  # Two loop counts, two tasks.
+    assert {(line["step"], line["split"]) for line in last} == {(8, "test")}
+    said = [
+        {"step": 8, "loops": one["loops"], **one["metrics"], **other["metrics"]}
+        for one, other in zip(last[::2], last[1::2], strict=True)
     ]
-    said = [{"step": 8, "loops": line["loops"], **line["metrics"]} for line in last]
     assert said == found
+    assert len({line["checkpoint"] for line in last}) == 1
+    assert all(line["overrides"] == {} for line in last)
 
 
 @pytest.mark.parametrize(

@@ -121,14 +121,16 @@ class Record:
         lines = [
             line
             for line in read_evaluations(self.workdir)[0]
-            if line["split"] == "validation" and not line.get("overrides")
+            if line["split"] == "validation"
+            and not line.get("overrides")
+            and metric in line["metrics"]
         ]
         newest = max((line["step"] for line in lines), default=0)
         lines = [line for line in lines if line["step"] == newest]
         found: dict[int, float] = {}
         for line in lines:
             same = all(line.get(key, "") == lines[-1].get(key, "") for key in MEASURED_ON)
-            if same and metric in line["metrics"]:
+            if same:
                 found[line["loops"] or self.loops] = line["metrics"][metric]
         return dict(sorted(found.items()))
 
