@@ -8,6 +8,7 @@ CORE = [
     "absl-py",
     "array_record>=0.8",
     "etils[epath]",
+    "filelock",
     "flax>=0.12",
     "grain>=0.2.12",
     "jax>=0.7",

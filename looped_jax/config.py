@@ -9,12 +9,16 @@ import ast
 import difflib
 import importlib.util
 import json
+import math
 import pathlib
+import re
 import sys
+import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from etils import epath
 from ml_collections import ConfigDict
 
 PROJECT_ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -59,7 +63,8 @@ ACTIVATION_NAMES = ("query", "key", "value", "attended", "mlp_up", "mlp_gate")
 
 
 def default_config() -> ConfigDict:
-    """Returns every key of a run with its default value."""
+    """Returns every key of a run with its default value; locked: no other key can be set, and none
+    to another type."""
     config = ConfigDict()
     config.name = ""  # Defaults to the experiment's file name (and argument).
     config.seed = 0  # Parameters, data order and synthetic examples all follow from it.
@@ -172,7 +177,7 @@ def default_config() -> ConfigDict:
     # How they are compared: a metric, and the variants that play the paper's three roles, see
     # analysis/compare.py.
     config.comparison = ConfigDict(dict(metric="", base="", looped="", iso_flop=""))
-    return config
+    return config.lock()
 
 
 CHOICES = {
@@ -189,40 +194,72 @@ CHOICES = {
     "data.targets": ("answer", "running"),
     "eval.style": ("default", "gpt3", "lm_eval", "line"),
 }
-POSITIVE = (
-    "model.d_model",
-    "model.num_heads",
-    "model.d_ff",
-    "model.logits_mb",
-    "train.steps",
-    "train.batch_size",
-    "train.grad_accumulation",
-    "train.log_every",
-    "data.read_threads",
-    "prepare.block_kb",
-    "checkpoint.every",
-    "checkpoint.keep",
-    "eval.every",
-    "eval.examples",
-)
-NOT_NEGATIVE = (
-    "model.num_kv_heads",
-    "model.vocab_size",
-    "data.length",
-    "prepare.seed",
-    "prepare.shards",
-    "prepare.workers",
-    "optimizer.learning_rate",
-    "optimizer.warmup_steps",
-    "optimizer.clip_norm",
-    "optimizer.weight_decay",
-    "train.z_loss",
-    "regularizer.block",
-    "regularizer.strength",
-    "stacking.block",
-    "stacking.power",
-    "eval.batch_size",
-)
+_MOST = 10**9  # No machine reaches it; beyond, arrays could not even be described.
+
+
+class Range(NamedTuple):
+    """Numbers from ``low`` to ``high``, both in it unless ``open`` says low or high is not."""
+
+    low: float
+    high: float = _MOST
+    open: str = ""
+
+    def __contains__(self, number: object) -> bool:
+        assert isinstance(number, (int, float))
+        above = number > self.low if self.open == "low" else number >= self.low
+        below = number < self.high if self.open == "high" else number <= self.high
+        return above and below  # nan is in none.
+
+    def __str__(self) -> str:
+        if self.low == 1 or (self.low == 0 and self.open == "low"):
+            lower = "positive"
+        else:
+            lower = f"at least {self.low:g}"
+        return f"{lower} and {'less than' if self.open == 'high' else 'at most'} {self.high:g}"
+
+
+POSITIVE, NOT_NEGATIVE = Range(1), Range(0)
+# Of every number in the config.
+RANGES = {
+    "seed": Range(0, 2**32 - 1),
+    "model.d_model": POSITIVE,
+    "model.num_heads": POSITIVE,
+    "model.num_kv_heads": NOT_NEGATIVE,
+    "model.d_ff": POSITIVE,
+    "model.rope_theta": Range(0, 1e30, "low"),
+    "model.vocab_size": NOT_NEGATIVE,
+    "model.logits_mb": POSITIVE,
+    **{f"mesh.{axis}": Range(-1) for axis in ("data", "fsdp", "tensor", "sequence")},
+    "data.length": NOT_NEGATIVE,
+    "data.read_threads": Range(1, 10_000),
+    "prepare.seed": Range(0, 2**32 - 1),
+    "prepare.shards": NOT_NEGATIVE,
+    "prepare.block_kb": POSITIVE,
+    "prepare.workers": Range(0, 10_000),
+    "optimizer.learning_rate": Range(0, 1e30),
+    "optimizer.warmup_steps": Range(0, 10**12),
+    "optimizer.final_fraction": Range(0, 1),
+    "optimizer.clip_norm": Range(0, 1e30),
+    "optimizer.weight_decay": Range(0, 1e30),
+    "optimizer.b1": Range(0, 1, "high"),
+    "optimizer.b2": Range(0, 1, "high"),
+    "optimizer.eps": Range(0, 1, "low"),
+    "train.steps": Range(1, 10**12),
+    "train.batch_size": POSITIVE,
+    "train.grad_accumulation": POSITIVE,
+    "train.z_loss": Range(0, 1e30),
+    "train.log_every": Range(1, 10**12),
+    "regularizer.block": NOT_NEGATIVE,
+    "regularizer.strength": Range(0, 1e30),
+    "stacking.block": NOT_NEGATIVE,
+    "stacking.power": Range(0, 1000),
+    "checkpoint.every": Range(1, 10**12),
+    "checkpoint.keep": POSITIVE,
+    "eval.every": Range(1, 10**12),
+    "eval.examples": POSITIVE,
+    "eval.batch_size": NOT_NEGATIVE,
+    "eval.shots": Range(-1, 10_000),
+}
 # What a resumed run may change: it alters how the run is watched or laid out over devices,
 # not what is computed (another mesh sums in another order, so not to the last bit).
 OPERATIONAL_KEYS = (
@@ -243,6 +280,12 @@ OPERATIONAL_KEYS = (
 )
 
 
+# Of config.json files of earlier versions: keys and their names now, and operational ones that are
+# gone.
+RENAMED: dict[str, str] = {}
+RETIRED = ("prepare.block_mb",)
+
+
 def validate(config: ConfigDict) -> None:
     """Raises UserError naming the first key whose value cannot work, on any machine."""
     for key, choices in CHOICES.items():
@@ -251,12 +294,10 @@ def validate(config: ConfigDict) -> None:
                 f"config.{key}={get_key(config, key)!r} is not one of {', '.join(choices)}"
                 + nearest(str(get_key(config, key)), choices)
             )
-    for key in POSITIVE:
-        if get_key(config, key) <= 0:
-            raise UserError(f"config.{key}={get_key(config, key)} must be positive")
-    for key in NOT_NEGATIVE:
-        if get_key(config, key) < 0:
-            raise UserError(f"config.{key}={get_key(config, key)} must not be negative")
+    for key, numbers in RANGES.items():
+        if get_key(config, key) not in numbers:
+            raise UserError(f"config.{key}={get_key(config, key)} must be {numbers}")
+    _check_tuples(config)
     model, train = config.model, config.train
     if model.d_model % model.num_heads:
         raise UserError(
@@ -278,17 +319,6 @@ def validate(config: ConfigDict) -> None:
             f"config.train.grad_accumulation={train.grad_accumulation} does not divide "
             f"config.train.batch_size={train.batch_size}"
         )
-    for weight in config.prepare.weights:
-        if not (
-            len(weight) == 2
-            and isinstance(weight[0], str)
-            and isinstance(weight[1], (int, float))
-            and 0 <= weight[1] < float("inf")
-        ):
-            raise UserError(
-                f"config.prepare.weights: {weight!r} is not (component, copies), "
-                "e.g. (('ArXiv', 2.0), ('Github', 0.5))"
-            )
     for key in ("saved_names", "offloaded_names"):
         for name in model[key]:
             if name not in ACTIVATION_NAMES:
@@ -299,8 +329,6 @@ def validate(config: ConfigDict) -> None:
         if model[key] and model.remat != "names":
             raise UserError(f"config.model.{key} is used by config.model.remat='names' only")
     names = [name for name, _ in config.variants]
-    if len(set(names)) != len(names):
-        raise UserError("config.variants: two variants have the same name")
     if config.variants and not config.comparison.metric:
         raise UserError("config.variants needs config.comparison.metric, e.g. eval/text/loss")
     for role in ("base", "looped", "iso_flop"):
@@ -311,6 +339,55 @@ def validate(config: ConfigDict) -> None:
             )
     for name, overrides in config.variants:
         validate(variant_config(config, name, overrides))
+
+
+def _check_tuples(config: ConfigDict) -> None:
+    """UserError for a tuple whose parts are not what its key needs."""
+
+    def is_weight(item: Any) -> bool:
+        return (
+            _is_pair(item)
+            and isinstance(item[1], (int, float))
+            and not isinstance(item[1], bool)
+            and 0 <= item[1] < _MOST
+        )
+
+    def is_rule(item: Any) -> bool:
+        if not _is_pair(item):
+            return False
+        parts = item[1] if isinstance(item[1], tuple) else item[1:]
+        return all(part is None or isinstance(part, str) for part in parts)
+
+    def is_variant(item: Any) -> bool:
+        return _is_pair(item) and isinstance(item[1], tuple) and all(map(_is_pair, item[1]))
+
+    def is_name(item: Any) -> bool:
+        return isinstance(item, str)
+
+    forms = {
+        "variants": (is_variant, '(name, ((key, value), …)), e.g. ("a", (("model.plan", "1x2"),))'),
+        "mesh.rules": (is_rule, '(logical axis, mesh axis), e.g. ("embed", "fsdp")'),
+        "prepare.weights": (is_weight, "(component, copies), e.g. ('ArXiv', 2.0)"),
+        "eval.tasks": (is_name, "the name of a task"),
+        "model.saved_names": (is_name, "a name"),
+        "model.offloaded_names": (is_name, "a name"),
+    }
+    for key, (fits, form) in forms.items():
+        for item in get_key(config, key):
+            if not fits(item):
+                raise UserError(f"config.{key}: {item!r} is not {form}")
+    for key in ("variants", "prepare.weights"):
+        names = [name for name, _ in get_key(config, key)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"config.{key}: {twice[0]!r} is there twice; two have the same name")
+    for name, _ in config.variants:
+        if not name or {"/", "\\"} & set(name) or name.startswith("."):
+            raise UserError(f"config.variants: {name!r} is not a name for a folder")
+
+
+def _is_pair(item: Any) -> bool:
+    """(text, anything)."""
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -333,13 +410,15 @@ def get_key(config: ConfigDict, dotted_key: str) -> Any:
 def set_key(config: ConfigDict, dotted_key: str, value: Any) -> None:
     """Sets a dotted key; UserError if it does not exist or the type is wrong."""
     known = dict(flatten(config))
-    if dotted_key not in known:
+    if not isinstance(dotted_key, str) or dotted_key not in known:
         raise UserError(f"config has no key {dotted_key!r}" + nearest(dotted_key, known))
     old = known[dotted_key]
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < _MOST else math.inf
     if isinstance(old, tuple) and isinstance(value, (list, tuple)):
         value = _tuples(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"config.{dotted_key}={value!r} is not a finite number")
     if type(value) is not type(old):
         raise UserError(
             f"config.{dotted_key}={value!r} has type {type(value).__name__}; "
@@ -362,7 +441,7 @@ def parse_value(text: str, old: Any) -> Any:
         return tuple(part for part in text.split(",") if part)
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return text
 
 
@@ -382,7 +461,7 @@ def variant_config(
     config: ConfigDict, name: str, overrides: Sequence[tuple[str, Any]]
 ) -> ConfigDict:
     """Returns the config of one of ``config.variants``: the base with its overrides."""
-    variant = ConfigDict(config.to_dict())
+    variant = ConfigDict(config.to_dict())  # Not locked, but set_key knows the keys.
     variant.variants = ()
     variant.comparison = default_config().comparison
     variant.name = f"{config.name}/{name}"
@@ -397,21 +476,45 @@ def load_experiment(spec: str, overrides: Mapping[str, str] | None = None) -> Co
     The argument goes to the file's ``get_config(argument)``. Raises UserError in one line for
     a missing file, a file that fails, an unknown key, a wrong type or an impossible value.
     """
-    path_text, _, argument = spec.partition(":")
+    path_text, argument = _split_spec(spec)
     path = pathlib.Path(path_text)
     get_config = load_function(path_text, "get_config", "experiment")
-    try:
-        config = get_config(argument) if argument else get_config()
-    except UserError:
-        raise
-    except (AttributeError, KeyError, TypeError) as error:  # ConfigDict's own lock and types.
-        message = " ".join(str(error).split())
-        raise UserError(f"{spec}: {message}") from error
+    made = call(path_text, get_config, *([argument] if argument else []))
+    if not isinstance(made, ConfigDict):
+        raise UserError(
+            f"{path}: get_config() returned {_kind(made)}; it must return what default_config() "
+            "gives, changed"
+        )
+    config = _with_known_keys(made, path_text)
     if not config.name:
         config.name = path.stem + (f"_{argument.replace(',', '-')}" if argument else "")
     apply_overrides(config, overrides or {})
     validate(config)
-    return config.lock()
+    return config
+
+
+def _split_spec(spec: str) -> tuple[str, str]:
+    """FILE.py and the argument behind it; a folder's name may have a colon too."""
+    match = re.fullmatch(r"(.*?\.py):(.*)", spec)
+    return (match[1], match[2]) if match else (spec, "")
+
+
+def _kind(value: object) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _with_known_keys(made: ConfigDict, where: str) -> ConfigDict:
+    """The same config with every key there and of its type, whatever was done to it."""
+    config = default_config()
+    values = dict(flatten(made))
+    if missing := sorted({*dict(flatten(config))} - set(values)):
+        raise UserError(f"{where}: its config has no key {missing[0]!r}, which it needs")
+    for key, value in values.items():
+        try:
+            set_key(config, key, value)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+    return config
 
 
 def load_function(path_text: str, function: str, kind: str) -> Callable[..., Any]:
@@ -422,10 +525,35 @@ def load_function(path_text: str, function: str, kind: str) -> Callable[..., Any
             [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []
         )
         raise UserError(f"no {kind} file {path_text}" + nearest(path_text, siblings))
-    found = _load_module(path).__dict__.get(function)
-    if found is None:
+    found = call(path_text, _load_module, path).__dict__.get(function)
+    if not callable(found):
         raise UserError(f"{path} defines no {function}()")
     return found
+
+
+def call(path_text: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls what a file of the user's is or defines; UserError with file, line and reason for
+    whatever it raises."""
+    try:
+        return function(*arguments)
+    except (UserError, KeyboardInterrupt):
+        raise
+    except SyntaxError as error:
+        raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+    except BaseException as error:  # Whatever a file of the user's does, SystemExit too.
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [f for f in frames if pathlib.Path(f.filename) == pathlib.Path(path_text).absolute()]
+        where = f"{path_text}:{own[-1].lineno}" if own else path_text
+        raise UserError(f"{where}: {_explained(error)}") from error
+
+
+def _explained(error: BaseException) -> str:
+    message = " ".join(str(error).split())
+    # ConfigDict's lock lists all keys there are.
+    if match := re.match(r"[\"']*Key \\?[\"'](\w+)\\?[\"'] does not exist", message):
+        known = [key.rsplit(".", 1)[-1] for key in dict(flatten(default_config()))]
+        return f"config has no key {match[1]!r} there{nearest(match[1], known)}"
+    return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__
 
 
 def _load_module(path: pathlib.Path) -> types.ModuleType:
@@ -433,16 +561,11 @@ def _load_module(path: pathlib.Path) -> types.ModuleType:
     # path also when the command was started from another folder.
     if str(PROJECT_ROOT) not in sys.path:
         sys.path.append(str(PROJECT_ROOT))
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path.absolute())
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{path}:{error.lineno}: {error.msg}") from error
-    except ImportError as error:
-        raise UserError(f"{path}: {error}") from error
+    spec.loader.exec_module(module)
     return module
 
 
@@ -452,11 +575,43 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The config written by ``to_json``."""
+    """The config written by ``to_json``, also by an earlier version. UserError for what is no
+    config, and for a key that changes what a run computes and is not known here."""
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{_kind(content)}, not the keys of a config")
     config = default_config()
-    for key, value in flatten(json.loads(text)):
+    known = dict(flatten(config))
+    dropped = []
+    for key, value in flatten(content):
+        key = RENAMED.get(key, key)
+        if key not in known and (key in RETIRED or _is_operational(key)):
+            dropped.append(key)
+            continue
+        if key not in known:
+            raise UserError(
+                f"it has {key}={value!r}, which this version does not know: it would compute "
+                "something else"
+            )
         set_key(config, key, value)
+    if dropped:
+        print(f"keys of an earlier version left out: {', '.join(dropped)}", file=sys.stderr)
     return config.lock()
+
+
+def read_config(path: epath.Path) -> ConfigDict:
+    """A run's config.json; UserError, naming the file, for one that cannot be read."""
+    try:
+        return from_json(path.read_text())
+    except (UserError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _is_operational(key: str) -> bool:
+    return any(key == k or key.startswith(f"{k}.") for k in OPERATIONAL_KEYS)
 
 
 def differing_keys(config: ConfigDict, other: ConfigDict) -> list[str]:
@@ -465,8 +620,7 @@ def differing_keys(config: ConfigDict, other: ConfigDict) -> list[str]:
     return [
         key
         for key in sorted({*here, *there})
-        if here.get(key) != there.get(key)
-        and not any(key == k or key.startswith(f"{k}.") for k in OPERATIONAL_KEYS)
+        if here.get(key) != there.get(key) and not _is_operational(key)
     ]
 
 

@@ -15,7 +15,8 @@ from looped_jax import cli
 from looped_jax.config import UserError, load_experiment, variant_config
 from looped_jax.models.flops import train_flops
 from looped_jax.parallel import distributed
-from looped_jax.training.trainer import Job, claim_workdir, prepare, train
+from looped_jax.training.trainer import Job, prepare, train
+from looped_jax.training.workdir import claim_workdir, locked
 
 _CONFIG = flags.DEFINE_string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives; default runs/<experiment>.")
@@ -37,9 +38,10 @@ def main(overrides: dict[str, str]) -> None:
     jobs = {
         name: prepare(variant_config(config, name, changes)) for name, changes in config.variants
     }
-    claim_workdir(config, workdir)
-    for name, job in jobs.items():
-        train(job, workdir / name)
+    with locked(workdir):
+        claim_workdir(config, workdir)
+        for name, job in jobs.items():
+            train(job, workdir / name)
     if distributed.is_first():
         report(config, jobs, workdir)
 

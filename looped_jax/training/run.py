@@ -78,7 +78,7 @@ def open_run(
     if step not in steps:
         there = ", ".join(map(str, steps))
         raise UserError(f"{folder} has no checkpoint of step {step}; it has {there}")
-    trained = config_lib.from_json((folder / "config.json").read_text())
+    trained = config_lib.read_config(folder / "config.json")
     config, changed = for_reading(trained), ConfigDict(trained.to_dict())
     for one in (config, changed):
         config_lib.apply_overrides(one, overrides or {})

@@ -64,7 +64,7 @@ def load_sweep(path: str, overrides: Mapping[str, str]) -> dict[SweepRun, Config
     UserError for a missing or failing file, a name twice or one that is no folder's, and for any
     run whose config cannot work.
     """
-    runs = config_lib.load_function(path, "get_sweep", "sweep")()
+    runs = config_lib.call(path, config_lib.load_function(path, "get_sweep", "sweep"))
     if not isinstance(runs, tuple) or not all(isinstance(run, SweepRun) for run in runs):
         raise UserError(f"{path}: get_sweep() must return a tuple of SweepRun")
     if not runs:
@@ -254,7 +254,7 @@ def check_unclaimed(runs: Mapping[SweepRun, ConfigDict], workdir: epath.Path) ->
     for run, config in runs.items():
         path = workdir / run.name / "config.json"
         if path.exists():
-            there = config_lib.from_json(path.read_text())
+            there = config_lib.read_config(path)
             if differences := config_lib.differences(config, there):
                 raise UserError(
                     f"{path.parent} holds a run of another config ({'; '.join(differences)}); "

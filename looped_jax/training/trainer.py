@@ -23,9 +23,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from looped_jax import config as config_lib
 from looped_jax.config import Preempted, RunError, UserError
-from looped_jax.data.files import write_whole
 from looped_jax.data.pipeline import (
     announce_epochs,
     check_data,
@@ -61,6 +59,7 @@ from looped_jax.training.state import (
 )
 from looped_jax.training.stopwatch import Stopwatch
 from looped_jax.training.train_step import make_train_step
+from looped_jax.training.workdir import claim_workdir, locked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,37 +149,6 @@ def abstract_batch(job: Job) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def claim_workdir(config: ConfigDict, workdir: epath.Path) -> None:
-    """Writes config.json; UserError if the workdir belongs to another config or to another use."""
-    distributed.first_does(lambda: _claim(config, workdir))
-
-
-def _claim(config: ConfigDict, workdir: epath.Path) -> None:
-    path = workdir / "config.json"
-    if path.exists():
-        try:
-            there = config_lib.from_json(path.read_text())
-        except (ValueError, UserError) as error:
-            raise UserError(f"{path} is not a config of this version ({error})") from error
-        if differences := config_lib.differences(config, there):
-            raise UserError(
-                f"workdir {workdir} holds a run of another config ({'; '.join(differences)}); "
-                "choose another --workdir"
-            )
-    elif workdir.exists() and not (workdir.is_dir() and _unclaimed(workdir)):
-        raise UserError(f"workdir {workdir} exists and is not a run; choose another --workdir")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_whole(path, config_lib.to_json(config))
-    except OSError as error:
-        raise UserError(f"cannot write in workdir {workdir}: {error.strerror}") from error
-
-
-def _unclaimed(workdir: epath.Path) -> bool:
-    # A run killed while it claimed the workdir leaves at most the temporary file.
-    return all(path.name == "config.json.tmp" for path in workdir.iterdir())
-
-
 def held_out_sets(config: ConfigDict, mesh: Mesh, split: str = "validation") -> list[HeldOut]:
     """The evaluations of a config, this process's rows of them."""
     batch_size = config.eval.batch_size or config.train.batch_size
@@ -227,11 +195,16 @@ class StopSignal:
 def train(job: Job, workdir: epath.Path) -> None:
     """Trains to config.train.steps, from the workdir's newest checkpoint if it has one.
 
-    UserError for another config's workdir; RunError for a non-finite loss or a failed save;
-    Preempted after SIGTERM, when everything is saved.
+    UserError for another config's workdir, or one in which another process trains; RunError for a
+    non-finite loss or a failed save; Preempted after SIGTERM, when everything is saved.
     """
+    with locked(workdir):
+        claim_workdir(job.config, workdir)
+        _train(job, workdir)
+
+
+def _train(job: Job, workdir: epath.Path) -> None:
     stop = StopSignal()
-    claim_workdir(job.config, workdir)
     try:
         with Checkpointer(workdir, job.config.checkpoint.keep) as checkpointer:
             latest = checkpointer.latest() or 0

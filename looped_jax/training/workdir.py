@@ -1,0 +1,98 @@
+"""A run's folder: one config owns it, and one run at a time writes in it."""
+
+import contextlib
+import datetime
+import json
+import os
+import socket
+from collections.abc import Iterator
+
+import filelock
+from etils import epath
+from ml_collections import ConfigDict
+
+from looped_jax import config as config_lib
+from looped_jax.config import UserError
+from looped_jax.data.files import write_whole
+from looped_jax.parallel import distributed
+
+# The lock itself, and who holds it. The operating system releases it with the process, however that
+# ends; the file stays, and means nothing by itself.
+LOCK, HOLDER = ".lock", ".lock.json"
+
+
+@contextlib.contextmanager
+def locked(workdir: epath.Path) -> Iterator[None]:
+    """Holds the only right to write in a workdir, made if it is not there; several processes of a
+    run hold it together. UserError, which says who holds it, if another run does."""
+    lock = filelock.FileLock(workdir / LOCK)
+
+    def acquire() -> None:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+            holder = {"host": socket.gethostname(), "process": os.getpid(), "since": _now()}
+            write_whole(workdir / HOLDER, json.dumps(holder) + "\n")
+        except filelock.Timeout as error:
+            raise UserError(
+                f"workdir {workdir} is in use: {_holder(workdir)} trains in it; wait for its end, "
+                "or choose another --workdir"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            raise UserError(f"cannot write in workdir {workdir}: {error}") from error
+
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"workdir {workdir} exists and is not a run; choose another --workdir")
+    made = not workdir.exists()
+    distributed.first_does(acquire)
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            (workdir / HOLDER).unlink(missing_ok=True)
+            lock.release()
+            if not (workdir / "config.json").exists():  # Nothing came of it.
+                (workdir / LOCK).unlink(missing_ok=True)
+                if made and not any(workdir.iterdir()):
+                    workdir.rmdir()
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _holder(workdir: epath.Path) -> str:
+    try:
+        known = json.loads((workdir / HOLDER).read_text())
+        return f"process {known['process']} on {known['host']}, since {known['since']},"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def claim_workdir(config: ConfigDict, workdir: epath.Path) -> None:
+    """Writes config.json; UserError if the workdir belongs to another config or to another use."""
+    distributed.first_does(lambda: _claim(config, workdir))
+
+
+def _claim(config: ConfigDict, workdir: epath.Path) -> None:
+    path = workdir / "config.json"
+    if path.exists():
+        there = config_lib.read_config(path)
+        if differences := config_lib.differences(config, there):
+            raise UserError(
+                f"workdir {workdir} holds a run of another config ({'; '.join(differences)}); "
+                "choose another --workdir"
+            )
+    elif workdir.exists() and not (workdir.is_dir() and _unclaimed(workdir)):
+        raise UserError(f"workdir {workdir} exists and is not a run; choose another --workdir")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_whole(path, config_lib.to_json(config))
+    except OSError as error:
+        raise UserError(f"cannot write in workdir {workdir}: {error.strerror}") from error
+
+
+def _unclaimed(workdir: epath.Path) -> bool:
+    # A run killed while it claimed the workdir leaves at most these.
+    own = {LOCK, HOLDER, f"{HOLDER}.tmp", "config.json.tmp"}
+    return all(path.name in own for path in workdir.iterdir())
