@@ -1,8 +1,8 @@
 """Runs taken together: the models of one task, seeds of a model as one, and who is whose base.
 
 What may be compared: runs on the same data are a TaskGroup; runs that differ in nothing but their
-seed are a Model; models that differ in nothing but their plan are of one setting, and only these
-have a % Gap or a depth line between them.
+seed, and whose numbers are of one format, are a Model; models that differ in nothing but their plan
+are of one setting, and only these have a % Gap or a depth line between them.
 """
 
 import dataclasses
@@ -183,10 +183,11 @@ def _data(record: Record) -> dict[str, Any]:
 def _models(records: Sequence[Record]) -> tuple[list[Model], list[str]]:
     keys = distinguishing_keys([record.config for record in records])
     setting_keys = [key for key in keys if key != "model.plan"]
+    mixed = len({record.numerics for record in records}) > 1
     by_key: dict[str, list[Record]] = {}
     left_out: list[str] = []
     for record in records:
-        values = [config_lib.get_key(record.config, key) for key in keys]
+        values = [record.numerics, *(config_lib.get_key(record.config, key) for key in keys)]
         seeds = by_key.setdefault(json.dumps(values, default=str), [])
         if same := [other for other in seeds if other.seed == record.seed]:
             left_out.append(
@@ -199,6 +200,7 @@ def _models(records: Sequence[Record]) -> tuple[list[Model], list[str]]:
     for seeds in by_key.values():
         config = seeds[0].config
         parts = [short(config, key) for key in setting_keys]
+        parts += [f"numerics format {seeds[0].numerics}"] * mixed
         own = _regularized(config, setting_keys)
         label = ", ".join([str(seeds[0].plan), *own, *parts])
         models.append(Model(label, ", ".join(parts), tuple(seeds)))

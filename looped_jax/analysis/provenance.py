@@ -4,9 +4,10 @@ import json
 from collections.abc import Sequence
 
 from looped_jax.analysis.document import Table
-from looped_jax.analysis.records import Record
+from looped_jax.analysis.records import UNKNOWN, Record
 
-UNKNOWN = "not recorded"
+# Of a list of runs in a warning.
+NAMED = 4
 
 
 def provenance_table(records: Sequence[Record]) -> Table:
@@ -32,7 +33,7 @@ def _cells(record: Record) -> list[str]:
         count += f" in {devices['processes']} processes"
     return [
         f"{commit}{changed}" if commit else str(code.get("version") or UNKNOWN),
-        _numerics(record),
+        record.numerics,
         count,
         str(1 + len(known.get("earlier") or ())),
         str(known.get("started") or ""),
@@ -41,18 +42,14 @@ def _cells(record: Record) -> list[str]:
     ]
 
 
-def _numerics(record: Record) -> str:
-    return str(record.provenance.get("numerics_format", UNKNOWN))
-
-
 def mixed_numerics(records: Sequence[Record]) -> list[str]:
     """One line if runs of different numerics formats are among these."""
     names: dict[str, list[str]] = {}
     for record in records:
-        names.setdefault(_numerics(record), []).append(record.name)
+        names.setdefault(record.numerics, []).append(record.name)
     if len(names) < 2:
         return []
-    listed = "; ".join(f"{which}: {', '.join(of)}" for which, of in sorted(names.items()))
+    listed = "; ".join(f"{which}: {_some(of)}" for which, of in sorted(names.items()))
     return [f"Runs of different numerics formats are not comparable ({listed})"]
 
 
@@ -65,8 +62,13 @@ def mixed_samples(records: Sequence[Record]) -> list[str]:
             samples.setdefault(name, {}).setdefault(which, []).append(record.name)
     return [
         f"{name} was measured on different held-out examples ("
-        + " | ".join(", ".join(names) for names in by_sample.values())
+        + " | ".join(map(_some, by_sample.values()))
         + "): not comparable"
         for name, by_sample in samples.items()
         if len(by_sample) > 1
     ]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -24,6 +24,7 @@ from looped_jax.training.trainer import Job, prepare
 
 # Where `looped_jax.evaluate` keeps what it measured on held-out rows.
 EVALUATIONS = "evaluations/held_out.jsonl"
+UNKNOWN = "not recorded"
 # What identifies the parameters and the rows there.
 MEASURED_ON = ("checkpoint", "data")
 
@@ -50,6 +51,12 @@ class Record:
     def provenance(self) -> dict[str, Any]:
         """What is known of what made it, see training/identity.py; empty if nothing is."""
         return read_run_file(self.workdir) or {}
+
+    @property
+    def numerics(self) -> str:
+        """The format of its numbers, see models/format.py: equal configs of different formats
+        compute different numbers."""
+        return str(self.provenance.get("numerics_format", UNKNOWN))
 
     @property
     def loops(self) -> int:

@@ -46,17 +46,22 @@ def build(records: Sequence[Record], missing: Sequence[str], title: str) -> Docu
     sections.append(Section("Costs", (_costs(records),)))
     sections.append(Section("Provenance", (provenance_table(records),)))
     sections.append(Section("Configs", tuple(_configs(records))))
-    return Document(title, _with_unique_files(sections))
+    return Document(title, _each_once(sections))
 
 
-def _with_unique_files(sections: Sequence[Section]) -> tuple[Section, ...]:
-    """Two groups may be judged by one metric, and two names of runs be alike as those of files."""
+def _each_once(sections: Sequence[Section]) -> tuple[Section, ...]:
+    """What two groups share, such as the paper's table, stands in the first; files have names of
+    their own where two groups are judged by one metric, or two runs' names make one file's."""
+    shown: list[Part] = []
     seen: Counter[tuple[type, str]] = Counter()
     found = []
     for section in sections:
         parts: list[Part] = []
         for part in section.parts:
             if isinstance(part, Table | Figure):
+                if part in shown:
+                    continue
+                shown.append(part)
                 file = (type(part), part.name)
                 seen[file] += 1
                 if seen[file] > 1:

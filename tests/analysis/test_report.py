@@ -114,6 +114,7 @@ def test_runs_on_different_data_share_no_table_fit_or_line(tmp_path: pathlib.Pat
     }
     found = tables(tmp_path)
     assert {"results_text", "results_text_2"} <= found.keys()
+    assert "published_lm_groups_2" not in found
     assert not [name for name in found if name.startswith("scaling")]
 
 
@@ -195,6 +196,10 @@ def test_what_made_the_runs_is_shown_and_mixtures_are_warned_of(tmp_path: pathli
     assert formats in text
     samples = "group_z7_n4 was measured on different held-out examples (r0 | r1): not comparable"
     assert samples in text
+    # Nor are they seeds of one model.
+    assert set(labels(tmp_path)) == {
+        f"1x2, numerics format {which}" for which in ("1", "2", "not recorded")
+    }
     rows = {row[0]: list(row) for row in tables(tmp_path)["provenance"].rows}
     assert rows["r0"][1:5] == ["0123456789ab with changes", "1", "8 x cpu", "2"]
     assert rows["r0"][6] == "not ended"
