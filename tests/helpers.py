@@ -14,6 +14,19 @@ from looped_jax.models.layers import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.transformer import LoopedTransformer
 
+MESHES = {
+    "1": dict(mesh__data=1),
+    "8 data": dict(mesh__data=8),
+    "8 fsdp": dict(mesh__data=1, mesh__fsdp=8),
+    "2 data, 2 fsdp, 2 tensor": dict(mesh__data=2, mesh__fsdp=2, mesh__tensor=2),
+    "2 fsdp, 2 tensor, 2 sequence": dict(
+        mesh__data=1, mesh__fsdp=2, mesh__tensor=2, mesh__sequence=2
+    ),
+}
+# With the weights of a segment gathered once for all its loops.
+for name in list(MESHES)[1:]:
+    MESHES[f"{name}, gathered"] = dict(MESHES[name], model__gather="segment")
+
 
 def small_model(plan: str = "2x2", **fields: Any) -> LoopedTransformer:
     """A model that compiles in a second."""

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import random_rows, small_config
+from helpers import MESHES, random_rows, small_config
 
 from looped_jax.config import UserError
 from looped_jax.parallel.mesh import make_mesh, put_batch
@@ -13,18 +13,6 @@ from looped_jax.training.state import _fresh, init_state
 from looped_jax.training.train_step import loss_and_grads
 from looped_jax.training.trainer import prepare
 
-MESHES = {
-    "1": dict(mesh__data=1),
-    "8 data": dict(mesh__data=8),
-    "8 fsdp": dict(mesh__data=1, mesh__fsdp=8),
-    "2 data, 2 fsdp, 2 tensor": dict(mesh__data=2, mesh__fsdp=2, mesh__tensor=2),
-    "2 fsdp, 2 tensor, 2 sequence": dict(
-        mesh__data=1, mesh__fsdp=2, mesh__tensor=2, mesh__sequence=2
-    ),
-}
-# With the weights of a segment gathered once for all its loops.
-for name in list(MESHES)[1:]:
-    MESHES[f"{name}, gathered"] = dict(MESHES[name], model__gather="segment")
 # Sums of float32 in another order; gradients here are of size 0.01 to 1.
 TOLERANCE = dict(rtol=2e-5, atol=2e-6)
 WIDTHS = dict(

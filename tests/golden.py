@@ -1,0 +1,213 @@
+"""Golden figures: what a training step costs on every mesh and for a TPU, and the first losses of
+small models that between them use every option. Committed in tests/golden/, so that nothing moves
+unseen.
+
+    python tests/golden.py            # or `make golden`: renews them, prints what moved
+"""
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import conftest  # The environment, before JAX is imported.
+import jax
+import numpy as np
+from helpers import MESHES, small_config
+
+from looped_jax.data.pipeline import make_source, train_batches
+from looped_jax.models.format import MODEL_FORMAT
+from looped_jax.parallel import compiled, tpu
+from looped_jax.parallel.mesh import put_batch
+from looped_jax.training.state import init_state
+from looped_jax.training.trainer import Job, abstract_batch, jitted_train_step, prepare
+
+COSTS, LOSSES = (conftest.ROOT / "tests" / "golden" / f"{n}.json" for n in ("costs", "losses"))
+
+# Wide and long enough that a device which computes what is another's shows in its FLOPs.
+STEP = dict(
+    model__plan="1x2",
+    model__unroll="none",  # Half the time to compile.
+    model__d_model=128,
+    model__num_heads=8,
+    model__d_ff=512,
+    model__vocab_size=512,
+    data__length=256,
+    optimizer__name="adafactor",
+)
+SPLIT_LENGTH = {
+    "8 sequence": dict(mesh__data=1, mesh__sequence=8),
+    "2 data, 4 sequence": dict(mesh__data=2, mesh__sequence=4),
+    "2 fsdp, 4 sequence": dict(mesh__data=1, mesh__fsdp=2, mesh__sequence=4),
+}
+ON_CPU = {**MESHES, **SPLIT_LENGTH}
+TOPOLOGY = "v5e:2x2"
+ON_TPU = {
+    "float32": dict(mesh__data=4, model__remat="layer"),
+    "bfloat16, fsdp": dict(model__dtype="bfloat16", mesh__data=1, mesh__fsdp=4),
+    "bfloat16, gathered, sequence": dict(
+        model__dtype="bfloat16",
+        model__gather="segment",
+        mesh__data=1,
+        mesh__fsdp=2,
+        mesh__sequence=2,
+    ),
+}
+
+
+@functools.cache
+def cost(where: str, name: str) -> dict[str, float]:
+    """Of a step on one device: FLOPs, bytes sent, temporaries; and the model's own FLOPs."""
+    on_tpu = where == TOPOLOGY
+    config = small_config(**STEP, **(ON_TPU if on_tpu else ON_CPU)[name])
+    devices = tpu.describe(TOPOLOGY) if on_tpu else None
+    job = prepare(config, needs_data=False, devices=devices)
+    with job.context():
+        lowered = jitted_train_step(job).lower(job.layout.abstract, abstract_batch(job))
+    program = lowered.compile()
+    found = compiled.cost(program.as_text(), _splash(job))
+    return {
+        "flops": found.flops,
+        "wire_bytes": found.wire_bytes,
+        **{f"{kind} bytes": size for kind, size in sorted(found.collective_bytes.items())},
+        "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
+        "model_flops": model_flops(job),
+    }
+
+
+def _splash(job: Job) -> Callable[[Any], float]:
+    from looped_jax.models.attention_kernels import splash_flops
+
+    model, shards = job.model.config, job.mesh.shape["sequence"]
+    return lambda call: splash_flops(call.name, [s.dims for s in call.shapes], model, shards)
+
+
+def model_flops(job: Job) -> float:
+    """Of a step, by the architecture, on one device."""
+    from looped_jax.models.flops import train_flops
+
+    model = job.model.config
+    return train_flops(model, job.config.train.batch_size, model.max_length) / job.mesh.size
+
+
+# Between them all options of config.model that change numbers, all optimizers, and what else does.
+MODELS = {
+    "plain": dict(model__plan="1x2"),
+    "middle loop, swiglu, layernorm, biases, learned positions, untied": dict(
+        model__plan="1x1,1x2,1x1",
+        model__mlp="swiglu",
+        model__norm="layernorm",
+        model__bias=True,
+        model__positions="learned",
+        model__tied_output=False,
+        optimizer__name="adafactor",
+    ),
+    "relu, no norm, no positions, padded vocabulary, sgd, z-loss": dict(
+        model__mlp="relu",
+        model__norm="none",
+        model__positions="none",
+        model__vocab_size=32,
+        optimizer__name="sgd",
+        train__z_loss=0.1,
+    ),
+    "bfloat16, grouped queries, other rotation, regulariser, decay": dict(
+        model__plan="4x1",
+        model__dtype="bfloat16",
+        model__num_kv_heads=2,
+        model__rope_theta=100.0,
+        regularizer__block=2,
+        optimizer__weight_decay=0.1,
+    ),
+    "running targets, accumulation, rsqrt": dict(
+        data__targets="running", train__grad_accumulation=2, optimizer__schedule="rsqrt"
+    ),
+}
+STEPS = 4
+
+
+def tolerance(name: str) -> float:
+    """Other processors sum in another order, and bfloat16 has 8 bits. A norm's epsilon of 1e-5 in
+    place of 1e-6 moves the losses of a float32 model by more (tests/test_golden.py)."""
+    return 2e-3 if "bfloat16" in name else 1e-5
+
+
+@functools.cache
+def losses(name: str) -> list[float]:
+    """Of the first STEPS steps, and the norm of the gradients at the last, on one device."""
+    # So low a rate that what other processors round differently does not grow.
+    calm = dict(mesh__data=1, optimizer__learning_rate=1e-3)
+    job = prepare(small_config(**calm, **MODELS[name]))
+    state = init_state(job.model, job.optimizer, 0, job.layout)
+    # A stream so small that a norm's epsilon shows.
+    state = state.replace(
+        params={**state.params, "embed": jax.tree.map(lambda x: 0.1 * x, state.params["embed"])}
+    )
+    batches = train_batches(make_source(job.config, "train"), job.config)
+    step, found, metrics = jitted_train_step(job), [], {}
+    with job.context():
+        for _ in range(STEPS):
+            state, metrics = step(state, put_batch(next(batches), job.mesh))
+            found.append(float(metrics["loss"]))
+    return [*found, float(metrics["grad_norm"])]
+
+
+def read_costs() -> dict[str, dict[str, float]]:
+    """The committed costs: place and name -> figures."""
+    return json.loads(COSTS.read_text()) if COSTS.exists() else {}
+
+
+def read_losses() -> dict[str, Any]:
+    """The committed losses and the numerics format that they are of."""
+    return json.loads(LOSSES.read_text()) if LOSSES.exists() else {"format": 0, "losses": {}}
+
+
+def moved(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Lines that say what differs."""
+    lines = []
+    for name in sorted({*old, *new}):
+        if name not in old or name not in new:
+            lines.append(f"{name}: {'new' if name not in old else 'gone'}")
+            continue
+        before, after = old[name], new[name]
+        if isinstance(before, list):
+            before, after = (dict(enumerate(x)) for x in (before, after))
+        for key in sorted({*before, *after}, key=str):
+            a, b = before.get(key), after.get(key)
+            if a != b:
+                share = f" ({b / a - 1:+.2%})" if a and b else ""
+                lines.append(f"{name}, {key}: {a} -> {b}{share}")
+    return lines
+
+
+def renew() -> int:
+    """Writes both files anew; refuses moved losses under an old format number."""
+    old_losses = read_losses()
+    new_losses = {name: losses(name) for name in MODELS}
+    changes = moved(old_losses["losses"], new_losses)
+    close = {
+        name: np.allclose(old_losses["losses"].get(name, [np.nan]), new, rtol=tolerance(name))
+        for name, new in new_losses.items()
+        if len(old_losses["losses"].get(name, [])) == len(new)
+    }
+    if not all(close.values()) and old_losses["format"] >= MODEL_FORMAT:
+        print("\n".join(changes))
+        print("losses moved: raise MODEL_FORMAT in looped_jax/models/format.py first")
+        return 1
+    new_costs = {
+        f"{where}: {name}": cost(where, name)
+        for where, names in (("cpu", ON_CPU), (TOPOLOGY, ON_TPU))
+        for name in names
+    }
+    changes += moved(read_costs(), new_costs)
+    COSTS.write_text(json.dumps(new_costs, indent=1) + "\n")
+    LOSSES.write_text(json.dumps({"format": MODEL_FORMAT, "losses": new_losses}, indent=1) + "\n")
+    print("\n".join(changes) or "nothing moved")
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    jax.config.update("jax_platforms", "cpu")
+    sys.exit(renew())
