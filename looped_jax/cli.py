@@ -10,20 +10,38 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from absl import flags
 from absl import logging as absl_logging
 
 from looped_jax.config import Preempted, RunError, UserError
 
+HELP = ("--help", "-h", "--helpfull", "-help", "-helpfull")
 
-def run(main: Callable[[dict[str, str]], None], argv: list[str] | None = None) -> None:
-    """Parses flags, calls ``main`` with the config overrides, exits with the code."""
+
+def run(
+    main: Callable[[dict[str, str]], None],
+    argv: list[str] | None = None,
+    prints_only: bool = True,
+) -> None:
+    """Parses flags, calls ``main`` with the config overrides, exits with the code.
+
+    ``prints_only``: what the command is for is what it prints, so it ends when nobody reads that
+    any more; otherwise (training, preparing) it goes on in silence.
+    """
+    arguments = list(sys.argv if argv is None else argv)
+    if any(argument in HELP for argument in arguments[1:]):
+        print(f"{sys.modules[main.__module__].__doc__}\n{flags.FLAGS.main_module_help()}")
+        print("  --config.KEY=VALUE: overrides a key of the config, where there is one.")
+        sys.exit(0)
+    if not prints_only:
+        sys.stdout, sys.stderr = _Unread(sys.stdout), _Unread(sys.stderr)
     # Progress, metrics and errors are ours to print; libraries' notices hide them.
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("jax").setLevel(logging.ERROR)
     try:
-        overrides, rest = split_overrides(list(sys.argv if argv is None else argv))
+        overrides, rest = split_overrides([_expanded(argument) for argument in arguments])
         try:
             extra = flags.FLAGS(rest)[1:]
         except flags.Error as error:
@@ -48,6 +66,38 @@ def run(main: Callable[[dict[str, str]], None], argv: list[str] | None = None) -
         _exit("stopped by the error above", 1)
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on from what was saved", 128 + signal.SIGINT)
+
+
+class _Unread:
+    """A stream that may lose its reader (`2>&1 | head`): what is written then goes nowhere."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return int(self._stream.write(text))
+        except BrokenPipeError:
+            self._forget()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._forget()
+
+    def _forget(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _expanded(argument: str) -> str:
+    """`--workdir=~/x` as a shell would have it in `--workdir ~/x`."""
+    name, equals, value = argument.partition("=")
+    return f"{name}={os.path.expanduser(value)}" if equals and value.startswith("~/") else argument
 
 
 def split_overrides(argv: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -70,4 +70,4 @@ def report(config: ConfigDict, jobs: dict[str, Job], workdir: epath.Path) -> Non
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, prints_only=False)
