@@ -2,10 +2,11 @@
 
 python -m looped_jax.score --task=squad_v2 --input=predictions.jsonl
 
-A line has `prediction`, `answers` (all accepted ones; for squad_v2 none means unanswerable) and
-should have `id`; also `drop_answers` for drop, `dialogue_id` for quac, and if wanted `domain` for
-coqa and `no_answer_probability` for squad_v2. Prints one JSON object: figures in percent, and how
-many examples had something missing.
+A line has `prediction` (a text; for drop also a list of spans), `answers` (a list of all accepted
+texts; for squad_v2 none means unanswerable) and should have `id`; also `drop_answers` for drop,
+`dialogue_id` for quac, and if wanted `domain` for coqa and `no_answer_probability` for squad_v2.
+What has another form is refused by line and key. Prints one JSON object: figures in percent, and
+how many examples had something missing.
 """
 
 import json
@@ -17,7 +18,9 @@ from etils import epath
 
 from looped_jax import cli
 from looped_jax.config import UserError
-from looped_jax.evaluation.metrics import metric_of
+from looped_jax.data.json_text import json_lines
+from looped_jax.data.tasks.downstream.records import check_record
+from looped_jax.evaluation.metrics import drop, metric_of
 
 _TASK = flags.DEFINE_string("task", "", "Task whose metric is used.")
 _INPUT = flags.DEFINE_string("input", "", "JSON lines.")
@@ -28,30 +31,23 @@ def main(overrides: dict[str, str]) -> None:
     if overrides or not _TASK.value or not _INPUT.value:
         raise UserError("say --task=NAME and --input=FILE.jsonl")
     metric = metric_of(_TASK.value)
-    records, counts = read_records(epath.Path(_INPUT.value))
+    records, counts = read_records(epath.Path(_INPUT.value), spans=metric is drop)
     report = metric(records)
     counts.update(report.counts)
     result: dict[str, Any] = {"task": _TASK.value, "examples": len(records)}
     print(json.dumps({**result, **report.totals, **counts}))
 
 
-def read_records(path: epath.Path) -> tuple[list[dict[str, Any]], "Counter[str]"]:
+def read_records(
+    path: epath.Path, spans: bool = False
+) -> tuple[list[dict[str, Any]], "Counter[str]"]:
     """The records of a file, and counts of what is odd about them: of two lines with one id the
-    first is kept. UserError names a line that is no record."""
-    if not path.is_file():
-        raise UserError(f"no file {path}")
+    first is kept. ``spans`` as check_record. UserError names a line that is no record."""
     counts: Counter[str] = Counter()
     seen: set[str] = set()
     records = []
-    for number, line in enumerate(path.read_text().split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from error
-        if not isinstance(record, dict) or not isinstance(record.get("answers"), list):
-            raise UserError(f'{path}, line {number}: no "answers" list')
+    for where, line in json_lines(path):
+        record = check_record(line, where, spans)
         if "id" not in record:
             counts["lines_without_id"] += 1
         elif str(record["id"]) in seen:

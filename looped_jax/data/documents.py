@@ -8,7 +8,6 @@ tokenising are not and are done in many.
 
 import dataclasses
 import gzip
-import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +16,7 @@ from etils import epath
 
 from looped_jax.config import UserError
 from looped_jax.data.files import identity
+from looped_jax.data.json_text import parse_json
 
 # The component of a document that names none.
 UNNAMED = "unnamed"
@@ -74,20 +74,15 @@ def parse(block: Block) -> Iterator[Document]:
     lines = block.content.removesuffix(b"\n").split(b"\n")
     for number, line in enumerate(lines, start=block.first_line):
         where = f"{block.where}, line {number}"
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where}: not UTF-8 at byte {error.start} of the line") from error
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error.msg})") from error
+        record = parse_json(line, where)
         turns = tuple(_turns(record, where))
         meta = record.get("meta")
         component = meta.get("pile_set_name") if isinstance(meta, dict) else None
         document = Document(turns, component if isinstance(component, str) else UNNAMED)
         try:
-            document.text.encode("utf-8")
+            f"{document.component}{document.text}".encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"{where}: text holds a lone surrogate, so is not Unicode") from error
+            raise UserError(f"{where}: it holds a lone surrogate, so is not Unicode") from error
         yield document
 
 

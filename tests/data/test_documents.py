@@ -114,13 +114,16 @@ def test_what_was_read_adds_up_to_the_files_size(tmp_path: pathlib.Path) -> None
 
 
 BAD_LINES = {
-    b'{"text": "\xff"}\n': "line 5: not UTF-8 at byte 10 of the line",
+    b'{"text": "\xff"}\n': "line 5: not UTF-8 at its byte 10",
     b'{"text": "a"\n': "line 5: not JSON",
     b'{"txt": "a"}\n': 'line 5: no "text" field with a string',
     b'"text"\n': 'line 5: no "text" field with a string',
     b'{"text": "a", "prompt": 1}\n': 'line 5: "prompt" is not a string',
-    b'{"text": "\\ud800"}\n': "line 5: text holds a lone surrogate",
-    b'{"turns": [{"text": "a"}, {"text": "\\ud800"}]}\n': "line 5: text holds a lone surrogate",
+    b'{"text": "\\ud800"}\n': "line 5: it holds a lone surrogate",
+    b'{"turns": [{"text": "a"}, {"text": "\\ud800"}]}\n': "line 5: it holds a lone surrogate",
+    b'{"text": "a", "meta": {"pile_set_name": "\\ud800"}}\n': "line 5: it holds a lone surrogate",
+    b'{"text": "a", "n": ' + b"1" * 5000 + b"}\n": "line 5: a number with too many digits",
+    b'{"text": "a", "n": ' + b"[" * 100_000 + b"}\n": "line 5: nested too deeply",
     b'{"turns": []}\n': 'line 5: "turns" is not a list of {"prompt": ',
     b'{"turns": "a"}\n': 'line 5: "turns" is not a list of {"prompt": ',
     b'{"turns": [{"text": "a"}, "b"]}\n': 'no "text" field with a string in each of "turns"',
@@ -130,7 +133,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("size", [1, 1 << 20])
-@pytest.mark.parametrize("line", BAD_LINES)
+@pytest.mark.parametrize("line", BAD_LINES, ids=lambda line: line[:40].decode(errors="replace"))
 def test_a_bad_line_is_named(line: bytes, size: int, tmp_path: pathlib.Path) -> None:
     shard = write_zst(tmp_path / "bad.jsonl.zst", lines(DOCUMENTS) + line)
     with pytest.raises(UserError) as error:

@@ -38,7 +38,7 @@ def squad_v2(records: Sequence[Record]) -> Report:
     counts: Counter[str] = Counter()
     examples: list[Scores] = []
     for record in records:
-        answers = [str(a) for a in record["answers"] if squad_normal(str(a))] or [""]
+        answers = [answer for answer in record["answers"] if squad_normal(answer)] or [""]
         prediction = prediction_of(record, counts)
         scores = {"exact": 0.0, "f1": 0.0}
         if prediction is not None:
@@ -47,7 +47,10 @@ def squad_v2(records: Sequence[Record]) -> Report:
         kind = "HasAns" if record["answers"] else "NoAns"
         examples.append({**scores, **{f"{kind}_{name}": v for name, v in scores.items()}})
     totals = means(examples)
-    if records and all("no_answer_probability" in record for record in records):
+    without = sum(record.get("no_answer_probability") is None for record in records)
+    if 0 < without < len(records):
+        counts["lines_without_no_answer_probability"] = without
+    elif records and not without:
         for name in ("exact", "f1"):
             totals[f"best_{name}"] = _best_over_thresholds(records, [e[name] for e in examples])
     return Report("f1", examples, totals, dict(counts))

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+# Of the form that looped_jax.data.tasks.downstream.records.check_record gives.
 Record = Mapping[str, Any]
 Scores = dict[str, float]
 
@@ -29,7 +30,8 @@ def prediction_of(record: Record, counts: "Counter[str]") -> str | None:
     if prediction is None:
         counts["missing_predictions"] += 1
         return None
-    return str(prediction)
+    text: str = prediction
+    return text
 
 
 def mean_report(
@@ -43,7 +45,7 @@ def mean_report(
     counts: Counter[str] = Counter()
     examples: list[Scores] = []
     for record in records:
-        answers = [str(answer) for answer in record["answers"]]
+        answers = list(record["answers"])
         if not answers:
             counts["examples_without_answers"] += 1
             examples.append({})

@@ -79,10 +79,11 @@ def quac(records: Sequence[Record]) -> Report:
     counts: Counter[str] = Counter()
     examples: list[Scores] = []
     unfiltered: list[Scores] = []
-    dialogue_good: dict[str, bool] = {}
+    dialogue_good: dict[str | int, bool] = {}
     for record in records:
-        answers = [str(answer) for answer in record["answers"]]
-        dialogue = str(record.get("dialogue_id", len(dialogue_good)))
+        answers = record["answers"]
+        # A question that names no dialogue is one of its own, which no name can be mistaken for.
+        dialogue = str(record.get("dialogue_id", "")) or len(dialogue_good)
         dialogue_good.setdefault(dialogue, True)
         if not answers:
             counts["examples_without_answers"] += 1

@@ -41,11 +41,11 @@ def drop_normal(text: str) -> str:
 def gold_spans(answer: Mapping[str, Any]) -> tuple[str, ...]:
     """The strings of a released answer: its number, else its spans, else its date."""
     if answer.get("number"):
-        return (str(answer["number"]),)
+        return (answer["number"],)
     if answer.get("spans"):
         return tuple(answer["spans"])
     date = answer.get("date") or {}
-    return (" ".join(str(date.get(part, "")) for part in ("day", "month", "year")),)
+    return (" ".join(date.get(part) or "" for part in ("day", "month", "year")),)
 
 
 def drop_score(prediction: Sequence[str], gold: Sequence[str]) -> tuple[float, float]:
@@ -95,7 +95,7 @@ def drop(records: Sequence[Record]) -> Report:
         golds = (
             [gold_spans(answer) for answer in released]
             if released
-            else [(str(answer),) for answer in record["answers"]]
+            else [(answer,) for answer in record["answers"]]
         )
         golds = [gold for gold in golds if gold[0].strip()]
         if not golds:
@@ -108,7 +108,7 @@ def drop(records: Sequence[Record]) -> Report:
             examples.append({"exact": 0.0, "f1": 0.0})
             continue
         spans = [prediction] if isinstance(prediction, str) else list(prediction) or [""]
-        scored = [drop_score([str(span) for span in spans], gold) for gold in golds]
+        scored = [drop_score(spans, gold) for gold in golds]
         exact, f1 = (max(values) for values in zip(*scored, strict=True))
         examples.append({"exact": exact, "f1": f1})
     return Report("f1", examples, means(examples), dict(counts))

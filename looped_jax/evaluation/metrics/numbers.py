@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 from fractions import Fraction
 
 from looped_jax.evaluation.metrics.base import Record, Report, Scores, mean_report
@@ -29,13 +30,18 @@ def numbers_in(text: str) -> list[Fraction]:
     for match in _NUMBER.finditer(text.replace("\u2212", "-")):
         part = match.groupdict()
         if part["decimal"]:
-            value = Fraction(part["decimal"].replace(",", ""))
+            value = _exact(part["decimal"].replace(",", ""))
         elif part["above"]:
-            value = Fraction(int(part["above"]), int(part["below"]))
+            value = _exact(part["above"]) / _exact(part["below"])
         else:
-            value = Fraction(int(part["numerator"]), int(part["denominator"])) + int(part["whole"])
+            value = _exact(part["numerator"]) / _exact(part["denominator"]) + _exact(part["whole"])
         found.append(-value if part["sign"] else value)
     return found
+
+
+def _exact(digits: str) -> Fraction:
+    """By way of Decimal, as int() and Fraction() read no more than 4,300 digits."""
+    return Fraction(Decimal(digits))
 
 
 def predicted_number(text: str) -> Fraction | None:

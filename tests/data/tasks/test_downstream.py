@@ -18,6 +18,7 @@ from looped_jax.data.tasks.downstream.base import (
     Style,
     build_prompt,
     draw_exemplars,
+    read_simple,
 )
 
 SQUAD = {
@@ -285,8 +286,20 @@ def test_the_simple_form_is_read_and_keeps_what_the_metric_may_need(
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        (["no object"], "line 1: not an example"),
-        ([SIMPLE[0], {"id": "3"}], "line 2: not an example"),
+        (["no object"], "line 1: not a JSON object"),
+        ([SIMPLE[0], {"id": "3"}], 'line 2: no "answers" list'),
+        ([{"id": "3", "answers": []}], 'line 1: not an example: no "question"'),
+        ([{**SIMPLE[0], "split": "dev"}], """line 1: "split" is 'dev', not "fewshot" or "eval\""""),
+        (
+            [{**SIMPLE[0], "answers": "Paris"}],
+            "line 1: \"answers\" is 'Paris', not a list of texts",
+        ),
+        ([{**SIMPLE[0], "answers": [None]}], r'"answers" is \[None\], not a list of texts'),
+        ([{**SIMPLE[0], "question": 7}], 'line 1: "question" is 7, not a text'),
+        ([{**SIMPLE[0], "history": [{"question": "a"}]}], 'line 1: "history" is .*, not '),
+        ([{**SIMPLE[0], "history": 3}], 'line 1: "history" is 3, not '),
+        ([{**SIMPLE[0], "drop_answers": "3"}], "line 1: \"drop_answers\" is '3', not "),
+        ([{**SIMPLE[0], "answers": ["\ud800"]}], "line 1: a lone surrogate, so not Unicode text"),
         ([SIMPLE[1], SIMPLE[1]], "line 2: id '2' occurs twice"),
         ([SIMPLE[0]], "has no example with split 'eval'"),
     ],
@@ -295,6 +308,81 @@ def test_bad_lines_are_named(records: list, message: str, tmp_path: pathlib.Path
     write_simple(tmp_path / "svamp.jsonl", *records)
     with pytest.raises(UserError, match=message):
         TASKS["svamp"].examples("validation", str(tmp_path))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["id", "question", "answers", "context", "history", "answer", "text"])
+            | st.text(max_size=2),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"id": json_values, "question": json_values, "answers": json_values},
+        optional={
+            "context": json_values,
+            "title": json_values,
+            "history": json_values,
+            "drop_answers": json_values,
+            "dialogue_id": json_values,
+        },
+    )
+)
+def test_any_line_of_the_simple_form_is_an_example_of_texts_or_named(
+    tmp_path_factory: pytest.TempPathFactory, record: dict
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    path.write_text(json.dumps({**record, "split": "eval"}) + "\n")
+    try:
+        (example,) = read_simple(epath.Path(path), "validation")
+    except UserError as error:
+        assert f"{path}, line 1: " in str(error)
+        return
+    said = [part for turn in example.history for part in turn]
+    texts = [example.id, example.question, example.context, example.title, *example.answers, *said]
+    assert all(type(text) is str and text.encode() is not None for text in texts)
+    assert isinstance(example.dialogue, str)
+
+
+@pytest.mark.parametrize("task", sorted(RELEASED))
+@given(value=json_values)
+def test_any_json_in_place_of_a_release_is_read_or_named(
+    tmp_path_factory: pytest.TempPathFactory, task: str, value: object
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    (folder / RELEASED[task][0]).write_text(json.dumps(value))
+    try:
+        TASKS[task].examples("validation", str(folder))
+    except UserError as error:
+        assert RELEASED[task][0] in str(error)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff", b"[" * 100_000, b'{"data": ' + b"1" * 5000 + b"}", b"<A><P>"],
+    ids=["not UTF-8", "deep", "long number", "cut"],
+)
+@pytest.mark.parametrize("task", ["squad_v2", "asdiv"])
+def test_a_damaged_release_is_named(task: str, content: bytes, tmp_path: pathlib.Path) -> None:
+    (tmp_path / RELEASED[task][0]).write_bytes(content)
+    with pytest.raises(UserError, match=f"{RELEASED[task][0]} is not in the released format"):
+        TASKS[task].examples("validation", str(tmp_path))
+
+
+def test_squads_own_answers_are_taken_as_their_texts(tmp_path: pathlib.Path) -> None:
+    answers = [{"text": "Paris", "answer_start": 3}, {"text": "paris", "answer_start": 9}]
+    write_simple(tmp_path / "squad_v2.jsonl", {**SIMPLE[1], "answers": answers})
+    (example,) = TASKS["squad_v2"].examples("validation", str(tmp_path))
+    assert example.answers == ("Paris", "paris")
 
 
 def test_a_file_in_another_format_is_named(tmp_path: pathlib.Path) -> None:

@@ -368,6 +368,33 @@ def test_math_answers_by_hand(prediction: str, answer: str, right: bool) -> None
         assert one(task, prediction, [answer])["accuracy"] == 100 * right
 
 
+def test_a_number_of_many_digits_is_a_number() -> None:
+    digits = "7" * 5000  # More than int() reads.
+    assert one("svamp", digits, [digits])["accuracy"] == 100
+    assert one("svamp", f"{digits}/3", ["4"])["accuracy"] == 0
+
+
+def test_a_question_without_a_dialogue_is_one_of_its_own() -> None:
+    records = [
+        {"prediction": "x", "answers": ["x"]},
+        {"prediction": "x", "answers": ["x"]},
+        {"prediction": "z", "answers": ["x"], "dialogue_id": "0"},
+    ]
+    assert metric_of("quac")(records).totals["DHEQ"] == pytest.approx(200 / 3)
+
+
+def test_a_date_with_parts_that_are_null_is_one_of_the_others() -> None:
+    answer = {"number": None, "spans": None, "date": {"day": None, "month": None, "year": "1990"}}
+    assert one("drop", "1990", [], drop_answers=[answer])["exact"] == 100
+
+
+def test_probabilities_that_some_records_lack_are_counted() -> None:
+    records = [{"prediction": "x", "answers": ["x"], "no_answer_probability": 0.1}]
+    report = metric_of("squad_v2")([*records, {"prediction": "x", "answers": ["x"]}])
+    assert report.counts == {"lines_without_no_answer_probability": 1}
+    assert "best_f1" not in report.totals
+
+
 def test_what_is_odd_about_math_answers_is_counted() -> None:
     records = [
         {"prediction": "no idea", "answers": ["4"]},

@@ -16,6 +16,8 @@ from etils import epath
 
 from looped_jax.config import UserError
 from looped_jax.data.files import identity
+from looped_jax.data.json_text import json_lines
+from looped_jax.data.tasks.downstream.records import check_record, wrong
 
 GROUPS = ("closed_book_qa", "open_book_qa", "math_word_problems", "reasoning_primitives")
 
@@ -160,26 +162,23 @@ def read_simple(path: epath.Path, split: str) -> list[Example]:
     """
     wanted = {"train": "fewshot"}.get(split, "eval")
     examples, seen = [], set()
-    for number, line in enumerate(path.read_text().split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-            split_of_line = record.pop("split")
-            example = Example(
-                id=str(record.pop("id")),
-                question=record.pop("question"),
-                answers=tuple(str(answer) for answer in record.pop("answers")),
-                context=record.pop("context", None) or "",
-                title=record.pop("title", None) or "",
-                history=tuple(
-                    (turn["question"], turn["answer"]) for turn in record.pop("history", None) or ()
-                ),
-                fields=record,
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: not an example ({type(error).__name__}: {error})") from error
+    for where, line in json_lines(path):
+        record = check_record(line, where)
+        if absent := [key for key in ("id", "question", "split") if key not in record]:
+            raise UserError(f'{where}: not an example: no "{absent[0]}"')
+        split_of_line = record.pop("split")
+        if split_of_line not in ("fewshot", "eval"):
+            raise wrong(where, "split", split_of_line, '"fewshot" or "eval"')
+        example = Example(
+            id=str(record.pop("id")),
+            question=record.pop("question"),
+            answers=tuple(record.pop("answers")),
+            context=record.pop("context", ""),
+            title=record.pop("title", ""),
+            history=_turns(record.pop("history", []), where),
+            fields=record,
+        )
+        check_example(example, where)
         if example.id in seen:
             raise UserError(f"{where}: id {example.id!r} occurs twice")
         seen.add(example.id)
@@ -190,13 +189,50 @@ def read_simple(path: epath.Path, split: str) -> list[Example]:
     return examples
 
 
+def _turns(history: Any, where: str) -> tuple[tuple[str, str], ...]:
+    try:
+        return tuple((turn["question"], turn["answer"]) for turn in history)
+    except (KeyError, TypeError) as error:
+        form = '[{"question": "…", "answer": "…"}]'
+        raise wrong(where, "history", history, form) from error
+
+
+def check_example(example: Example, where: str) -> None:
+    """UserError, beginning with ``where``, if what is to be text is none, or not Unicode, or if
+    ``fields`` are not of the form that metrics take."""
+    said = [part for turn in example.history for part in turn]
+    texts = {"id": [example.id], "question": [example.question], "history": said}
+    texts |= {"context": [example.context], "title": [example.title]}
+    for key, parts in texts.items():
+        for part in parts:
+            if not isinstance(part, str):
+                raise wrong(where, key, part, "a text")
+    record = check_record({**example.fields, "answers": list(example.answers)}, where)
+    try:
+        for part in (*(p for parts in texts.values() for p in parts), *record["answers"]):
+            part.encode("utf-8")
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: a lone surrogate, so not Unicode text") from error
+
+
+# Whatever a reader that was written for one format meets in another.
+_OTHER_FORMAT = (
+    *(ArithmeticError, AttributeError, LookupError, RecursionError),
+    *(SyntaxError, TypeError, ValueError),
+)
+
+
 def _read_released(reader: Reader, path: epath.Path) -> list[Example]:
     try:
         examples = list(reader(path))
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"{path} is not in the released format ({type(error).__name__}: {error})"
-        ) from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except _OTHER_FORMAT as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is not in the released format ({reason})") from error
+    for number, example in enumerate(examples, start=1):
+        check_example(example, f"{path}, example {number}")
     if not examples:
         raise UserError(f"{path} has no examples")
     return examples
