@@ -129,13 +129,13 @@ def test_other_data_under_the_same_path_is_refused_on_resume(
     other = config(tmp_path / "other")
     elsewhere = pipeline.train_batches(text_rows(other, "train"), other)
     with pytest.raises(UserError, match="is not what this run was trained on"):
-        elsewhere.set_state(iterator.state())
-    elsewhere.set_state(iterator.state(), same_data=False)
+        elsewhere.check_same(iterator.state())
+    assert not elsewhere.has_same_data(iterator.state())
     # A copy of the same data is the same data.
     copy = tmp_path / "copy"
     shutil.copytree(prepared, copy)
     copied = pipeline.train_batches(text_rows(config(copy), "train"), config(copy))
-    copied.set_state(iterator.state())
+    copied.check_same(iterator.state())
 
 
 def test_more_steps_than_rows_are_announced(prepared: pathlib.Path) -> None:
