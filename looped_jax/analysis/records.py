@@ -221,10 +221,7 @@ def _workdirs(folder: epath.Path) -> list[epath.Path]:
     if listed := listed_runs(folder):
         return [folder / name for name in listed]
     if (folder / "config.json").exists():
-        try:
-            variants = _read_config(folder).variants
-        except UserError as error:
-            raise UserError(f"{folder}: {error}") from error
+        variants = config_lib.read_config(folder / "config.json").variants
         return [folder / name for name, _ in variants] or [folder]
     inside = sorted(path.parent for path in folder.glob("*/config.json"))
     if not inside:
@@ -232,25 +229,19 @@ def _workdirs(folder: epath.Path) -> list[epath.Path]:
     return inside
 
 
-def _read_config(workdir: epath.Path) -> ConfigDict:
-    """UserError for one that is damaged, or of another version."""
-    try:
-        return config_lib.from_json((workdir / "config.json").read_text())
-    except (ValueError, AttributeError) as error:  # No JSON, or none of a config.
-        raise UserError(f"config.json is damaged ({error})") from error
-
-
 def _read(name: str, workdir: epath.Path) -> tuple[Record | None, list[str]]:
     """A run and what is wrong with it, if anything."""
     if not (workdir / "config.json").exists():
         return None, ["not started"]
     try:
-        config = _read_config(workdir)
+        config = config_lib.read_config(workdir / "config.json")
         lines = read_metrics(workdir)
         if not all(isinstance(line, dict) and "step" in line for line in lines):
-            raise UserError("metrics.jsonl has a line without a step")
-    except (ValueError, UserError) as error:
-        return None, [f"cannot be read ({error})"]
+            raise UserError("metrics.jsonl cannot be read: a line has no step")
+    except ValueError as error:
+        return None, [f"metrics.jsonl cannot be read ({error})"]
+    except UserError as error:
+        return None, [str(error)]
     if not lines:
         return None, ["has no metrics yet"]
     record = Record(name, workdir, config, tuple(lines))

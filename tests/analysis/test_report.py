@@ -233,7 +233,7 @@ def test_damaged_files_of_a_run_are_named_and_the_rest_is_shown(tmp_path: pathli
     assert [record.name for record in records] == ["whole"]
     assert len(missing) == 4
     assert all("cannot be read" in problem for problem in missing)
-    with pytest.raises(UserError, match=r"list: config\.json is damaged"):
+    with pytest.raises(UserError, match=r"list/config\.json cannot be read"):
         find_runs([str(tmp_path / "list")])
 
 
