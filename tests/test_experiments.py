@@ -44,7 +44,7 @@ SPECS = [
 @pytest.fixture
 def pile_dir(tmp_path: pathlib.Path) -> str:
     for name in ("train-00000.jsonl.zst", "val.jsonl.zst"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text(name)
     return str(tmp_path)
 
 

@@ -8,7 +8,7 @@ tokenising are not and are done in many.
 
 import dataclasses
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import zstandard
@@ -63,6 +63,27 @@ class Source(Protocol):
     def blocks(self, size: int) -> Iterator[Block]:
         """All lines, in blocks of at least ``size`` bytes (a file's last one may be smaller)."""
         ...
+
+
+def check_apart(identities: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """UserError if two files of the splits (split -> Source.identity) have the same content: rows
+    that are evaluated would be trained on, or some would count twice."""
+    seen: dict[str, tuple[str, str]] = {}
+    for split, entries in identities.items():
+        for entry in entries:
+            before, first = seen.setdefault(entry["sha256"], (split, entry["file"]))
+            if (before, first) == (split, entry["file"]):
+                continue
+            what = (
+                f"{first} of {before} and {entry['file']} of {split} have the same content"
+                if first != entry["file"]
+                else f"{first} is in both {before} and {split}"
+            )
+            raise UserError(
+                f"{what}; narrow config.data.{split}_files or config.data.{before}_files"
+                if split != before
+                else f"{what}; remove one, or use config.prepare.weights to repeat documents"
+            )
 
 
 def parse(block: Block) -> Iterator[Document]:

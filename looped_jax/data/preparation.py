@@ -28,8 +28,8 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from looped_jax.config import RunError, UserError
-from looped_jax.data.documents import Block, Document, Shards, Source, parse
+from looped_jax.config import RunError, UserError, nearest
+from looped_jax.data.documents import Block, Document, Shards, Source, check_apart, parse
 from looped_jax.data.files import sha256, write_whole
 from looped_jax.data.manifest import BYTES_OF_ID, FORMAT, NAME, Manifest, is_prepared, read_manifest
 from looped_jax.data.packing import component_id, pack, segments_of, token_dtype
@@ -50,8 +50,9 @@ _VERSIONED = ("array_record", "numpy", "zstandard")
 def prepare(config: ConfigDict, output: epath.Path) -> Manifest:
     """Prepares the splits of config.data in ``output``, or finishes what was begun there.
 
-    UserError for bad input (with file and line), or if ``output`` holds anything else than this
-    preparation; RunError if it cannot be written. An unfinished folder has no manifest.json.
+    UserError for bad input (with file and line; ``output`` is then as it was before), or if
+    ``output`` holds anything else than this preparation; RunError if it cannot be written. An
+    unfinished folder has no manifest.json.
     """
     sources = _sources(config)
     recipe = _recipe(config, sources)
@@ -70,6 +71,10 @@ def prepare(config: ConfigDict, output: epath.Path) -> Manifest:
         write_whole(output / NAME, manifest.to_json())
         (output / PARTIAL).unlink()
         shutil.rmtree(output / WORK)
+    except UserError:
+        # The input has to change, and with it the recipe: nothing here could be gone on with.
+        _abandon(output)
+        raise
     except OSError as error:
         raise RunError(
             f"cannot write in {error.filename or output}: {error.strerror or error}; what is "
@@ -92,7 +97,7 @@ def _sources(config: ConfigDict) -> dict[str, Source]:
 
 def _recipe(config: ConfigDict, sources: dict[str, Source]) -> dict[str, Any]:
     vocabulary = load_vocabulary(config.data.vocabulary)
-    splits = {}
+    splits: dict[str, dict[str, Any]] = {}
     for split in tqdm(sources, desc="hashing sources", unit="split", leave=False):
         identity = sources[split].identity()
         size = sum(entry["bytes"] for entry in identity)
@@ -101,6 +106,7 @@ def _recipe(config: ConfigDict, sources: dict[str, Source]) -> dict[str, Any]:
             "sources": identity,
             "shards": shards or math.ceil(size / _SOURCE_BYTES_PER_SHARD),
         }
+    check_apart({split: of["sources"] for split, of in splits.items()})
     return {
         "format": FORMAT,
         "length": config.data.length,
@@ -142,6 +148,16 @@ def _claim(output: epath.Path, recipe: dict[str, Any]) -> None:
         raise UserError(f"cannot write in {output}: {error.strerror}") from error
 
 
+def _abandon(output: epath.Path) -> None:
+    """Removes what an unfinished preparation has written."""
+    shutil.rmtree(output / WORK, ignore_errors=True)
+    for shard in output.glob("*.array_record*"):
+        shard.unlink()
+    (output / PARTIAL).unlink()
+    if not any(output.iterdir()):
+        output.rmdir()
+
+
 def _difference(here: Any, there: Any, at: str = "") -> str:
     """The first difference between two recipes, in words."""
     if isinstance(here, dict) and isinstance(there, dict):
@@ -174,21 +190,41 @@ def _prepare_split(
                 yield job, block.read
 
         pool.run(packing(), bar)
+    components = _components(work, count)
+    if split == "train":
+        _check_weights(recipe["weights"], set(components))
     shards = recipe["splits"][split]["shards"]
     jobs = [_WriteShard(split, shard, shards, count, work, output) for shard in range(shards)]
     with progress(f"{split}: shuffle and write", shards, "shard") as bar:
         written = pool.run(((job, 1) for job in jobs), bar)
-    return _summary(recipe, split, work, count, written)
+    return _summary(recipe, split, components, written)
 
 
-def _summary(
-    recipe: dict[str, Any], split: str, work: epath.Path, blocks: int, shards: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """A split's part of the manifest; RunError unless every token that went in came out."""
+def _components(work: epath.Path, blocks: int) -> dict[str, Counter[str]]:
+    """Component -> what was packed of it, over all blocks."""
     components: dict[str, Counter[str]] = {}
     for number in range(blocks):
         for name, counts in _read_json(_block_file(work, number, "json"))["components"].items():
             components.setdefault(name, Counter()).update(counts)
+    return components
+
+
+def _check_weights(weights: dict[str, float], components: set[str]) -> None:
+    for name in weights:
+        if name not in components:
+            raise UserError(
+                f"config.prepare.weights: no document of train has component {name!r}"
+                + (nearest(name, components) or f"; there are {', '.join(sorted(components))}")
+            )
+
+
+def _summary(
+    recipe: dict[str, Any],
+    split: str,
+    components: dict[str, Counter[str]],
+    shards: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """A split's part of the manifest; RunError unless every token that went in came out."""
     by_id = {component_id(name): name for name in components}
     if len(by_id) != len(components):
         raise RunError(f"two of the components {', '.join(components)} have the same hash")

@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from looped_jax.config import RunError, UserError
-from looped_jax.data.documents import Document, Shards, parse
+from looped_jax.data.documents import Document, Shards, check_apart, parse
 from looped_jax.data.files import sha256
 from looped_jax.data.manifest import Manifest, is_prepared, read_manifest
 from looped_jax.data.packing import RowReader, component_id, pack, token_dtype
@@ -136,15 +136,25 @@ def text_vocab_size(config: ConfigDict) -> int:
 
 
 def check_files(config: ConfigDict) -> None:
-    """UserError if what a run reads is missing: before anything is compiled or written."""
+    """UserError if what a run reads is missing, if raw shards are in two splits, or if the data was
+    not prepared with config.prepare.weights: before anything is compiled or written."""
     manifest = open_prepared(config)
-    for split, pattern in patterns(config).items():
-        if split == "test":  # A run does not read it.
-            continue
-        if manifest is not None:
+    read = {k: pattern for k, pattern in patterns(config).items() if k != "test"}
+    if manifest is not None:
+        for split in read:
             manifest.shards(split)
-        else:
-            Shards.find(config.data.path, pattern)
+    else:
+        found = {split: Shards.find(config.data.path, pattern) for split, pattern in read.items()}
+        check_apart({split: shards.identity() for split, shards in found.items()})
+    weights = dict(config.prepare.weights)
+    there = {} if manifest is None else manifest.recipe["weights"]
+    if weights and weights != there:
+        raise UserError(
+            f"config.prepare.weights={config.prepare.weights} has no effect on "
+            f"{config.data.path}, which "
+            + ("is not prepared" if manifest is None else f"was prepared with {there or 'none'}")
+            + "; prepare the raw data with them (python -m looped_jax.prepare)"
+        )
 
 
 def text_rows(config: ConfigDict, split: str) -> TextRows:

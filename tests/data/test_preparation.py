@@ -23,7 +23,7 @@ from looped_jax.data import preparation
 from looped_jax.data.documents import Shards, parse
 from looped_jax.data.packing import segments_of
 from looped_jax.data.rows import BOS, EOS
-from looped_jax.data.text import text_rows
+from looped_jax.data.text import check_files, text_rows
 from looped_jax.data.vocabulary import Bytes
 
 LENGTH = 32
@@ -292,9 +292,57 @@ def test_a_bad_record_is_named_and_nothing_passes_for_whole(
     more = "--config.data.train_files=train-*.jsonl*"
     _, line = finish(run(bad, tmp_path / "out", more), code=2)
     assert 'train-00002.jsonl, line 2: no "text" field with a string' in line
-    assert not (tmp_path / "out" / "manifest.json").exists()
-    with pytest.raises(UserError, match=r"no train-\*"):
-        text_rows(config(tmp_path / "out"), "train")
+    assert not (tmp_path / "out").exists()
+    # With the shard mended the same command goes through: nothing was claimed.
+    (bad / "train-00002.jsonl").write_text('{"text": "good"}\n')
+    finish(run(bad, tmp_path / "out", more))
+
+
+def test_a_shard_is_never_in_two_splits_nor_twice_in_one(
+    pile: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    own = dict(data__train_files="*.jsonl.zst", data__validation_files="val.jsonl.zst")
+    with pytest.raises(UserError, match=r"val\.jsonl\.zst is in both train and validation"):
+        prepare(pile, tmp_path / "out", **own)
+    # Raw shards are read by a run without being prepared.
+    with pytest.raises(UserError, match=r"val\.jsonl\.zst is in both train and validation"):
+        check_files(config(pile, **own))
+    twice = tmp_path / "twice"
+    write_pile(twice)
+    (twice / "train-00009.jsonl.zst").write_bytes((twice / "train-00000.jsonl.zst").read_bytes())
+    (twice / "held_out.jsonl.zst").write_bytes((twice / "train-00001.jsonl.zst").read_bytes())
+    same = "train-00000.jsonl.zst of train and train-00009.jsonl.zst of train have the same content"
+    leak = "train-00001.jsonl.zst of train and held_out.jsonl.zst of validation have the same"
+    with pytest.raises(UserError, match=same):
+        prepare(twice, tmp_path / "out")
+    with pytest.raises(UserError, match=same):
+        check_files(config(twice))
+    (twice / "train-00009.jsonl.zst").unlink()
+    with pytest.raises(UserError, match=leak):
+        prepare(twice, tmp_path / "out", data__validation_files="held_out.jsonl.zst")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_no_component_are_refused_and_nothing_is_left(
+    pile: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(UserError, match=r"component 'Arxiv'; did you mean 'ArXiv'\?"):
+        prepare(pile, tmp_path / "out", prepare__weights=(("Arxiv", 2.0),))
+    assert not (tmp_path / "out").exists()
+    prepare(pile, tmp_path / "out", prepare__weights=(("ArXiv", 2.0),))
+
+
+def test_weights_that_a_run_cannot_heed_are_refused(
+    pile: pathlib.Path, prepared: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    weights = (("ArXiv", 2.0),)
+    with pytest.raises(UserError, match=r"weights.* has no effect on .* is not prepared"):
+        check_files(config(pile, prepare__weights=weights))
+    with pytest.raises(UserError, match=r"weights.* has no effect on .* was prepared with none"):
+        check_files(config(prepared, prepare__weights=weights))
+    prepare(pile, tmp_path / "out", prepare__weights=weights)
+    check_files(config(tmp_path / "out", prepare__weights=weights))
+    check_files(config(tmp_path / "out"))
 
 
 def test_a_full_disk_ends_in_one_line_and_the_same_command_finishes(
