@@ -9,6 +9,7 @@ Needs the extra `lm-eval`.
 """
 
 import functools
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +27,7 @@ from looped_jax.data.pipeline import run_vocabulary
 from looped_jax.data.rows import BOS
 from looped_jax.inference.generator import Generator
 from looped_jax.inference.sampling import Sampling
-from looped_jax.inference.text import cut, prompt_ids
+from looped_jax.inference.text import cut, fit_pair, fit_prompt, pair_ids, prompt_ids
 from looped_jax.training.run import open_run
 
 DEFAULT_NEW_TOKENS = 256
@@ -36,7 +37,7 @@ class LoopedJax(LM):
     """loglikelihood, loglikelihood_rolling and generate_until of one checkpoint.
 
     Texts start with BOS. What is longer than the model reads loses its beginning, as is usual in
-    the harness.
+    the harness (inference/text.py).
     """
 
     def __init__(
@@ -56,26 +57,18 @@ class LoopedJax(LM):
             job.model, run.parameters(), job.mesh, job.rules, loops, batch_size
         )
 
-    def pair_ids(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Token ids of a context (BOS first) and of its continuation.
-
-        Both are tokenised together, and blanks at the end of the context belong to the
-        continuation, as the harness has it.
-        """
-        stripped = context.rstrip(" ")
-        continuation = context[len(stripped) :] + continuation
-        before = prompt_ids(self.vocabulary, stripped)
-        whole = prompt_ids(self.vocabulary, stripped + continuation)
-        return whole[: len(before)], whole[len(before) :]
-
     def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         """Per (context, continuation): the continuation's log-likelihood, and whether greedy
         decoding would give it."""
-        pairs = []
-        for request in requests:
-            context, continuation = self.pair_ids(*request.args)
-            keep = self.generator.max_length + 1 - len(continuation)
-            pairs.append((context[-max(1, keep) :], continuation))
+        length = self.generator.max_length
+        whole = [pair_ids(self.vocabulary, *request.args) for request in requests]
+        pairs = [fit_pair(*pair, length) for pair in whole]
+        if cut_off := sum(len(continuation) > length for _, continuation in whole):
+            print(
+                f"{cut_off} continuations are longer than the {length} tokens that the model reads:"
+                " of these the end is scored",
+                file=sys.stderr,
+            )
         return [(scored.total, scored.greedy) for scored in self.generator.score(pairs)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
@@ -104,11 +97,11 @@ class LoopedJax(LM):
             by_settings[_settings(request.args[1])].append(i)
         texts: dict[int, str] = {}
         for (stops, count, temperature), which in by_settings.items():
-            room = max(1, self.generator.max_length + 1 - count)
-            prompts = []
-            for i in which:
-                ids = prompt_ids(self.vocabulary, requests[i].args[0])
-                prompts.append(ids if len(ids) <= room else [BOS, *ids[1:][-(room - 1) :]])
+            length = self.generator.max_length
+            prompts = [
+                fit_prompt(prompt_ids(self.vocabulary, requests[i].args[0]), count, length)
+                for i in which
+            ]
             made = self.generator.generate(
                 prompts,
                 count,

@@ -152,10 +152,13 @@ class Generator:
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Scored]:
         """Log-likelihoods of continuations given their contexts, pairs of token ids.
 
-        A context is not empty (BOS at least). UserError if a pair is longer than the model reads.
+        A context is not empty (BOS at least), nor is a continuation: nothing would be the likeliest
+        of all. UserError if one is, or if a pair is longer than the model reads.
         """
         rows = [[*context, *continuation] for context, continuation in pairs]
-        for number, (context, _) in enumerate(pairs):
+        for number, (context, continuation) in enumerate(pairs):
+            if not continuation:
+                raise UserError(f"pair {number} has no continuation to score")
             if not context or len(rows[number]) > self.max_length + 1:
                 raise UserError(
                     f"pair {number} has {len(context)} tokens of context and {len(rows[number])} "

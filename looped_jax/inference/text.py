@@ -1,4 +1,5 @@
-"""From text to text: prompts as strings, continuations cut at stop texts."""
+"""From text to text: prompts as strings, continuations cut at stop texts, and what a model reads of
+a text that is too long."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,44 @@ def prompt_ids(vocabulary: Any, text: str) -> list[int]:
         return [BOS, *(int(i) for i in vocabulary.encode(text))]
     except UnicodeEncodeError as error:
         raise UserError("the prompt is not Unicode text") from error
+
+
+def pair_ids(vocabulary: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    """Token ids of a context (BOS first) and of a continuation to score after it.
+
+    They are tokenised together, and blanks at the end of the context belong to the continuation,
+    as in the lm-evaluation-harness. Where a token would lie across the border, the continuation is
+    tokenised by itself, as answers are in training (data/text.py). UserError for an empty one, or
+    for text that is not Unicode.
+    """
+    stripped = context.rstrip(" ")
+    continuation = context[len(stripped) :] + continuation
+    if not continuation:
+        raise UserError(f"an empty continuation cannot be scored (its context: {context[-40:]!r})")
+    before = prompt_ids(vocabulary, stripped)
+    whole = prompt_ids(vocabulary, stripped + continuation)
+    if whole[: len(before)] == before and len(whole) > len(before):
+        return before, whole[len(before) :]
+    return before, prompt_ids(vocabulary, continuation)[1:]
+
+
+def fit_pair(
+    context: list[int], continuation: list[int], max_length: int
+) -> tuple[list[int], list[int]]:
+    """A pair as a model of ``max_length`` can score it: its last max_length + 1 tokens (the last is
+    never read), of which the first is context."""
+    whole = [*context, *continuation][-(max_length + 1) :]
+    said = min(len(continuation), len(whole) - 1)
+    return whole[:-said], whole[-said:]
+
+
+def fit_prompt(prompt: list[int], max_new_tokens: int, max_length: int) -> list[int]:
+    """A prompt (BOS first) that leaves room for ``max_new_tokens``, but keeps half of the length
+    where so many would leave it less; BOS stays, what follows it loses its beginning."""
+    room = max(max_length + 1 - max_new_tokens, max_length // 2, 1)
+    if len(prompt) <= room:
+        return prompt
+    return [prompt[0], *prompt[len(prompt) - room + 1 :]]
 
 
 def complete(

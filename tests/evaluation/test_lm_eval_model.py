@@ -11,8 +11,6 @@ import pytest
 from conftest import ROOT
 from helpers import write_language_model, write_pile
 
-from looped_jax.data.rows import BOS
-
 lm_eval = pytest.importorskip(
     "lm_eval", reason="the extra lm-eval is not installed: pip install -e '.[lm-eval]'"
 )
@@ -94,10 +92,9 @@ def test_log_likelihoods_add_up(model: Any) -> None:
     assert whole == pytest.approx(first + second, rel=1e-4)
 
 
-def test_blanks_at_the_end_of_a_context_belong_to_the_continuation(model: Any) -> None:
-    assert model.pair_ids("a ", "b") == model.pair_ids("a", " b")
-    context, continuation = model.pair_ids("", "b")
-    assert context == [BOS] and len(continuation) == 1
+def test_a_choice_that_merges_with_its_context_is_scored_by_itself(model: Any) -> None:
+    choices = [Request("der l", text) for text in ("oop", "ayer")]
+    assert all(score < -0.1 for score, _ in model.loglikelihood(choices))
 
 
 def test_long_texts_are_scored_whole_and_long_contexts_lose_their_beginning(model: Any) -> None:
@@ -108,6 +105,10 @@ def test_long_texts_are_scored_whole_and_long_contexts_lose_their_beginning(mode
     assert cut == pytest.approx(short, rel=1e-4)
     (text,) = model.generate_until([Request(long, {"until": ["\n"], "max_gen_toks": 4})])
     assert len(text.encode(errors="replace")) <= 3 * 4
+    # As many new tokens as the model reads, or more: the harness's own default is 256.
+    for count in (48, 256):
+        model.generate_until([Request(long, {"until": ["\n"], "max_gen_toks": count})])
+    model.loglikelihood([Request("x", long)])
 
 
 def test_generation_stops_before_the_stop_text(model: Any) -> None:
