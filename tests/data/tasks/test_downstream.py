@@ -446,6 +446,26 @@ def test_a_prompt_that_does_not_fit_loses_its_front_never_its_question(
         assert prompt.text == "|[]|Q: What?\nA:"
 
 
+@pytest.mark.parametrize(
+    ("context", "kept"),
+    [
+        ("eins zwei drei vier", "drei vier"),
+        ("eins\nzwei\ndrei\nvier", "drei\nvier"),
+        ("eins\u3000zwei\tdrei  vier", "drei  vier"),
+        ("色はにほへど散りぬるを" * 20, "散りぬるを色はにほへど散りぬるを"[-11:]),
+        ("eins " + "x" * 100, "x" * 11),
+        ("eins zwei dreivierfünfsechs", ""),
+    ],
+    ids=["blanks", "lines", "other blanks", "without blanks", "one long word", "a fragment"],
+)
+def test_a_context_that_is_too_long_loses_as_little_as_can_be(context: str, kept: str) -> None:
+    example = Example("x", "What?", ("a",), context)
+    rest = "|[]|Q: What?\nA:"
+    prompt = build_prompt(STYLE, example, [], lambda text: len(text) <= 11 + len(rest))
+    assert prompt.context_cut and not prompt.too_long
+    assert prompt.text == kept + rest
+
+
 def test_groups_and_the_papers_list() -> None:
     assert len(expand(("paper",))) == 19
     assert [len(group_members(group)) for group in GROUPS] == [4, 5, 6, 4]

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from looped_jax.data.files import identity
 from looped_jax.data.json_text import json_lines
 from looped_jax.data.tasks.downstream.records import check_record, wrong
 
+# A longer run of letters is no word whose beginning is worth losing.
+_LONGEST_WORD = 64
 GROUPS = ("closed_book_qa", "open_book_qa", "math_word_problems", "reasoning_primitives")
 
 
@@ -276,7 +279,8 @@ def build_prompt(
     fits: Callable[[str], bool],
 ) -> Prompt:
     """The longest prompt that fits: exemplars go from the front, then, if need be, the beginning
-    of the context and of the conversation; never the question."""
+    of the context (whole words, where it has words) and of the conversation; never the question.
+    """
     shown = ["".join(style.question_and_answer(e)) for e in exemplars]
 
     def text(first_exemplar: int, asked: Example) -> str:
@@ -288,16 +292,24 @@ def build_prompt(
             kept = tuple(e.id for e in exemplars[dropped:])
             return Prompt(text(dropped, example), kept, dropped)
 
-    # What may go from the front: words of the context, then turns of the conversation.
-    words, turns = example.context.split(" "), example.history
+    # What may go from the front: the context, then turns of the conversation.
+    size, turns = len(example.context), example.history
 
     def shortened(cut: int) -> str:
-        context = " ".join(words[cut:])
-        history = turns[max(0, cut - len(words)) :]
+        context, history = example.context[cut:], turns[max(0, cut - size) :]
         return text(len(shown), dataclasses.replace(example, context=context, history=history))
 
-    cut = bisect.bisect_left(
-        range(len(words) + len(turns)), True, key=lambda cut: fits(shortened(cut))
-    )
-    short = shortened(cut)
+    cut = bisect.bisect_left(range(size + len(turns)), True, key=lambda cut: fits(shortened(cut)))
+    short = shortened(_word_at(example.context, cut) if cut <= size else cut)
     return Prompt(short, (), len(shown), context_cut=True, too_long=not fits(short))
+
+
+def _word_at(text: str, at: int) -> int:
+    """Where the first whole word at or after a place begins; the place itself within what is too
+    long for a word, as where a language is written without blanks."""
+    for word in re.finditer(r"\S+", text):
+        if word.start() >= at:
+            return word.start()
+        if word.end() > at and word.end() - word.start() > _LONGEST_WORD:
+            return at
+    return len(text)
