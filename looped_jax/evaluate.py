@@ -95,10 +95,21 @@ def evaluate_downstream(
     parts += [f"loops{loops}"] if loops else []
     parts += [f"shots{settings.shots}"] if settings.shots >= 0 else []
     parts += [f"limit{settings.limit}"] if settings.limit else []
+    identity = run.identity(loops)
+    parts += [f"changed-{identity[:8]}"] if run.changed_model else []
     folder = run.workdir / "evaluations" / "_".join(parts)
     vocabulary = run_vocabulary(job.config)
     first = distributed.is_first()
-    summary = evaluate_tasks(names, settings, generator, vocabulary, folder, show_progress=first)
+    summary = evaluate_tasks(
+        *(names, settings, generator, vocabulary, folder),
+        show_progress=first,
+        model={
+            "identity": identity,
+            "step": run.step,
+            "loops": loops,
+            "overridden": run.changed_model,
+        },
+    )
     tasks = {name: summary["tasks"][name] for name in names}
     if first:
         print(table(tasks, summary["averages"]), file=sys.stderr)

@@ -1,8 +1,8 @@
 """Runs downstream tasks: prompts, greedy generation, predictions on disk, the official metric.
 
 Predictions are written as they come, one JSON line each; a run that was interrupted goes on after
-the last one. A prediction belongs to its prompt, by hash: another style, number of shots or set of
-exemplars is asked again.
+the last one. A prediction belongs to its model and its prompt, by hash: other parameters, another
+style, number of shots or set of exemplars are asked again.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,12 @@ from looped_jax.data.tasks.downstream.base import (
     build_prompt,
     draw_exemplars,
 )
+from looped_jax.evaluation.intervals import mean_interval
 from looped_jax.evaluation.metrics import METRICS
 from looped_jax.inference.generator import Generator, Usage
 from looped_jax.inference.text import complete, prompt_ids
 from looped_jax.parallel import distributed
 
-BOOTSTRAP_SAMPLES = 1000
 # The groups of the paper's "All tasks" average: all but the reasoning primitives.
 ALL_TASKS = GROUPS[:3]
 
@@ -106,18 +106,19 @@ def run_task(
     out: epath.Path | None = None,
     stop: Callable[[], bool] = lambda: False,
     show_progress: bool = True,
+    identity: str = "",
 ) -> dict[str, Any] | None:
     """Generates what is missing, scores everything; returns the task's summary.
 
-    With ``out`` (a JSONL file) predictions are kept there, and those that are there already are
-    not made again. None if ``stop``, asked between batches, says so. RunError if ``out`` cannot
-    be written. Several processes run a task together; only the first has ``out`` and, where there
-    are predictions in it, a summary that counts them.
+    With ``out`` (a JSONL file) predictions are kept there, and those that are there already of the
+    model of this ``identity`` (training/run.py) are not made again. None if ``stop``, asked between
+    batches, says so. RunError if ``out`` cannot be written. Several processes run a task together;
+    only the first has ``out`` and, where there are predictions in it, a summary that counts them.
     """
     started = time.perf_counter()
     generator.usage = Usage()
     style = asked.task.style(style_name)
-    predictions = _kept(out, asked) if out is not None else {}
+    predictions = _kept(out, asked, identity) if out is not None else {}
     missing = np.array([example.id not in predictions for example in asked.examples])
     todo = [
         int(i)
@@ -151,20 +152,22 @@ def run_task(
                     example = asked.examples[i]
                     predictions[example.id] = asked.task.extract(text)
                     if file is not None:
-                        line = _record(example, asked.prompts[i], predictions[example.id])
+                        line = _record(example, asked.prompts[i], predictions[example.id], identity)
                         file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 if file is not None:
                     file.flush()
                 bar.update(len(batch))
-        return _scored(asked, predictions, generator.usage, time.perf_counter() - started, out)
+        seconds = time.perf_counter() - started
+        return _scored(asked, predictions, generator.usage, seconds, out, identity)
     except OSError as error:
         raise RunError(f"cannot write {out}: {error.strerror or error}") from error
 
 
-def _record(example: Example, prompt: Prompt, prediction: Any) -> dict[str, Any]:
+def _record(example: Example, prompt: Prompt, prediction: Any, identity: str) -> dict[str, Any]:
     """A line of a predictions file, as looped_jax.score reads it."""
     return {
         "id": example.id,
+        "model": identity,
         "prompt_hash": prompt.hash,
         "prediction": prediction,
         "answers": list(example.answers),
@@ -172,28 +175,35 @@ def _record(example: Example, prompt: Prompt, prediction: Any) -> dict[str, Any]
     }
 
 
-def _kept(out: epath.Path, asked: Asked) -> dict[str, Any]:
-    """Predictions of these very prompts from an earlier, perhaps interrupted, run."""
+def _kept(out: epath.Path, asked: Asked, identity: str) -> dict[str, Any]:
+    """Predictions of this model for these very prompts from an earlier, perhaps interrupted, run.
+    The others are gone from ``out`` afterwards."""
     if not out.exists():
         return {}
     hashes = {e.id: p.hash for e, p in zip(asked.examples, asked.prompts, strict=True)}
     kept: dict[str, Any] = {}
     for line in out.read_text().split("\n")[:-1]:  # A last line that was cut off is left out.
         record = json.loads(line)
-        if hashes.get(record["id"]) == record["prompt_hash"]:
+        # Before numerics format 2 no model was written: such a prediction may be of any.
+        known = (record.get("model"), record["prompt_hash"])
+        if known == (identity, hashes.get(record["id"])):
             kept[record["id"]] = record["prediction"]
-    _write_records(out, asked, kept, None)
+    _write_records(out, asked, kept, None, identity)
     return kept
 
 
 def _write_records(
-    out: epath.Path, asked: Asked, predictions: dict[str, Any], scores: Sequence[Any] | None
+    out: epath.Path,
+    asked: Asked,
+    predictions: dict[str, Any],
+    scores: Sequence[Any] | None,
+    identity: str,
 ) -> None:
     lines = []
     for i, (example, prompt) in enumerate(zip(asked.examples, asked.prompts, strict=True)):
         if scores is None and example.id not in predictions:
             continue
-        record = _record(example, prompt, predictions.get(example.id))
+        record = _record(example, prompt, predictions.get(example.id), identity)
         if scores is not None:
             record["scores"] = scores[i]
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
@@ -206,42 +216,37 @@ def _scored(
     usage: Usage,
     seconds: float,
     out: epath.Path | None,
+    identity: str,
 ) -> dict[str, Any]:
     records = [
-        _record(example, prompt, predictions.get(example.id))
+        _record(example, prompt, predictions.get(example.id), identity)
         for example, prompt in zip(asked.examples, asked.prompts, strict=True)
     ]
     report = METRICS[asked.task.metric](records)
     if out is not None:
-        _write_records(out, asked, predictions, report.examples)
+        _write_records(out, asked, predictions, report.examples, identity)
     counts = Counter(report.counts)
     counts["prompts_with_fewer_exemplars"] = sum(p.dropped > 0 for p in asked.prompts)
     counts["prompts_with_cut_context"] = sum(p.context_cut for p in asked.prompts)
     counts["prompts_too_long"] = sum(p.too_long for p in asked.prompts)
-    headline = [s[report.headline] for s in report.examples if report.headline in s]
+    # What counts for the headline, and the dialogue that each question is a turn of.
+    counted = [
+        (scores[report.headline], example.dialogue)
+        for scores, example in zip(report.examples, asked.examples, strict=True)
+        if report.headline in scores
+    ]
+    interval = mean_interval([score for score, _ in counted], [unit for _, unit in counted])
     return {
         "examples": len(records),
         "headline": report.headline,
-        "interval_95": bootstrap_interval(headline),
+        # In percent, over dialogues where there are any; null where there are too few.
+        "interval_95": None if interval is None else [100 * bound for bound in interval],
         "metrics": report.totals,
         "counts": {name: count for name, count in counts.items() if count},
         "exemplars": asked.exemplars,
         "prompt_padding": usage.padding,
         "seconds": seconds,
     }
-
-
-def bootstrap_interval(scores: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """The middle 95% of the means of BOOTSTRAP_SAMPLES resamples of the examples, in percent."""
-    if not scores:
-        return (0.0, 100.0)
-    rng = np.random.default_rng(seed)
-    values = np.asarray(scores)
-    means = [
-        values[rng.integers(0, len(values), len(values))].mean() for _ in range(BOOTSTRAP_SAMPLES)
-    ]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return (100 * float(low), 100 * float(high))
 
 
 def averages(tasks: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -263,10 +268,11 @@ def table(tasks: dict[str, dict[str, Any]], means: dict[str, float]) -> str:
     """The summaries as text."""
     lines = [f"{'task':24}  {'metric':10}  {'%':>6}  {'95% interval':>15}  {'examples':>8}  s"]
     for name, summary in tasks.items():
-        low, high = summary["interval_95"]
+        bounds = summary["interval_95"]
+        interval = "too few" if bounds is None else f"{bounds[0]:6.2f} to {bounds[1]:5.2f}"
         lines.append(
             f"{name:24}  {summary['headline']:10}  "
-            f"{summary['metrics'][summary['headline']]:6.2f}  {low:6.2f} to {high:5.2f}  "
+            f"{summary['metrics'][summary['headline']]:6.2f}  {interval:>15}  "
             f"{summary['examples']:8,}  {summary['seconds']:.0f}"
         )
     lines += [f"{name:24}  {'average':10}  {value:6.2f}" for name, value in means.items()]
@@ -280,15 +286,19 @@ def evaluate_tasks(
     vocabulary: Any,
     folder: epath.Path | None = None,
     show_progress: bool = True,
+    model: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Runs tasks in turn; returns {"tasks": {name: summary}, "averages": …}.
+    """Runs tasks in turn; returns {"model": …, "tasks": {name: summary}, "averages": …}.
 
+    ``model`` says what is evaluated; its "identity" (training/run.py) is all that need be in it.
     With ``folder`` predictions go to NAME.jsonl in it and the summary to summary.json, which keeps
-    the tasks that earlier calls left there, with the files that were read. Every task's data is
+    the tasks that earlier calls left there of the same identity, with the files that were read.
+    Every task's data is
     looked for before the first starts. Of several processes the first one writes.
     """
     asked = {name: ask(TASKS[name], settings, vocabulary, generator.max_length) for name in names}
-    summary: dict[str, Any] = {"tasks": {}, "averages": {}}
+    model = {"identity": "", **(model or {})}
+    summary: dict[str, Any] = {"model": model, "tasks": {}, "averages": {}}
     written = folder if distributed.is_first() else None
 
     def open_folder() -> None:
@@ -297,15 +307,19 @@ def evaluate_tasks(
         written.mkdir(parents=True, exist_ok=True)
         if (path := written / "summary.json").exists():
             try:
-                summary.update(json.loads(path.read_text()))
-            except ValueError as error:
+                there = json.loads(path.read_text())
+                same = there.get("model", {}).get("identity") == model["identity"]
+            except (ValueError, AttributeError) as error:
                 raise UserError(f"{path} is damaged ({error}); remove it") from error
+            summary.update(there if same else {})
 
     distributed.first_does(open_folder)
     for name in names:
         out = written / f"{name}.jsonl" if written is not None else None
         result = run_task(
-            asked[name], generator, vocabulary, settings.style, out, show_progress=show_progress
+            *(asked[name], generator, vocabulary, settings.style, out),
+            show_progress=show_progress,
+            identity=model["identity"],
         )
         summary["tasks"][name] = result
         summary["averages"] = averages(summary["tasks"])

@@ -49,12 +49,16 @@ class OpenRun:
         _ = self.meta  # Refused before anything large is read.
         return read_params(self.checkpoint, self.job.layout)
 
+    @property
+    def changed_model(self) -> dict[str, Any]:
+        """What was overridden of the model, and not of what it is asked."""
+        return {k: v for k, v in self.overridden.items() if not k.startswith("eval.")}
+
     def identity(self, loops: int | None = None) -> str:
         """Equal for equal answers: of the parameters' content, the numerics, what was overridden
         and the loop count."""
         sums = {k: v for k, v in self.meta["checksums"].items() if k.startswith("params/")}
-        model = {k: v for k, v in self.overridden.items() if not k.startswith("eval.")}
-        known = [sums, self.meta["format"], model, loops]
+        known = [sums, self.meta["format"], self.changed_model, loops]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 

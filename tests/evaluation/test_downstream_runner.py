@@ -13,7 +13,7 @@ from helpers import init, small_config, small_model
 from looped_jax.data.tasks.downstream import TASKS, group_members
 from looped_jax.data.vocabulary import Bytes
 from looped_jax.evaluation import downstream
-from looped_jax.evaluation.downstream import Settings, ask, bootstrap_interval, evaluate_tasks
+from looped_jax.evaluation.downstream import Settings, ask, evaluate_tasks
 from looped_jax.inference.generator import Generator
 from looped_jax.parallel.mesh import make_mesh
 
@@ -57,10 +57,19 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
-def run(generator: Generator, data_dir: pathlib.Path, folder: pathlib.Path, **settings: Any) -> Any:
+def run(
+    generator: Generator,
+    data_dir: pathlib.Path,
+    folder: pathlib.Path,
+    names: tuple[str, ...] = ("svamp",),
+    model: str = "",
+    **settings: Any,
+) -> Any:
     own = Settings(str(data_dir), **settings)
     return evaluate_tasks(
-        ("svamp",), own, generator, Bytes(), epath.Path(folder), show_progress=False
+        *(names, own, generator, Bytes(), epath.Path(folder)),
+        show_progress=False,
+        model={"identity": model},
     )
 
 
@@ -159,14 +168,42 @@ def test_a_stop_is_heard_between_batches(generator: Generator, data_dir: pathlib
     assert stopped is None
 
 
-def test_intervals_cover_the_mean_and_shrink_with_more_examples() -> None:
-    few, many = ([1.0, 0.0] * n for n in (10, 1000))
-    (low, high), (lower, higher) = bootstrap_interval(few), bootstrap_interval(many)
-    assert low < lower < 50 < higher < high
-    # 1.96 sqrt(0.25 / 2000) is 2.2 points.
-    assert higher - lower == pytest.approx(4.4, abs=0.5)
-    assert bootstrap_interval([1.0] * 5) == (100, 100)
-    assert bootstrap_interval([]) == (0, 100)
+def test_predictions_of_another_model_are_never_taken_for_this_ones(
+    generator: Generator, data_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    first = run(generator, data_dir, tmp_path, ("svamp", "quac"), model="a", limit=3)
+    assert set(first["tasks"]) == {"svamp", "quac"}
+    path = tmp_path / "svamp.jsonl"
+    made = lines(path)
+    # As an earlier version wrote them, without a word of the model; and as another model's.
+    for known in ({}, {"model": "b"}):
+        others = [{k: v for k, v in r.items() if k != "model"} | known for r in made]
+        path.write_text("".join(json.dumps({**r, "prediction": "?"}) + "\n" for r in others))
+        run(generator, data_dir, tmp_path, model="a", limit=3)
+        assert lines(path) == made
+    # What the summary says of other tasks was of the other model.
+    assert set(run(generator, data_dir, tmp_path, model="b", limit=3)["tasks"]) == {"svamp"}
+    assert json.loads((tmp_path / "summary.json").read_text())["model"] == {"identity": "b"}
+    assert {r["model"] for r in lines(path)} == {"b"}
+
+
+def test_the_interval_of_a_conversation_task_is_over_dialogues(
+    generator: Generator, data_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    interval = downstream.mean_interval
+
+    def recording(scores: Any, units: Any) -> Any:
+        seen.append(list(units))
+        return interval(scores, units)
+
+    monkeypatch.setattr(downstream, "mean_interval", recording)
+    asked = ask(TASKS["quac"], Settings(str(data_dir)), Bytes(), LENGTH)
+    summary = downstream.run_task(asked, generator, Bytes(), show_progress=False)
+    assert summary is not None and summary["metrics"]["f1"] == 0
+    assert seen == [[f"d{d}" for d in range(4) for _ in range(3)]]
+    # Wilson's for none of four: 1.96² / (4 + 1.96²).
+    assert summary["interval_95"] == pytest.approx([0, 100 * 3.8415 / 7.8415], rel=1e-4)
 
 
 def test_averages_are_of_complete_groups_and_the_papers_all_tasks() -> None:
