@@ -38,6 +38,12 @@ TOPOLOGIES = {
     "v4:4x4x4": {},
     "v5p:8x8x16": {"train.batch_size": "8192"},
 }
+# Meshes of 64 chips for rows that are eight times as long, as many tokens a step.
+LONG_ROWS = {
+    "fsdp=16, data=4": {"mesh.fsdp": "16", "mesh.data": "4"},
+    "fsdp=16, sequence=4": {"mesh.fsdp": "16", "mesh.data": "1", "mesh.sequence": "4"},
+    "fsdp=4, sequence=16": {"mesh.fsdp": "4", "mesh.data": "1", "mesh.sequence": "16"},
+}
 PLANS = (*FAMILY, "4x1,4x4,4x1")
 # Compile times of these are compared, one after another in each round.
 DEPTHS = ("12x1", "4x6", "24x1")
@@ -58,6 +64,10 @@ def programs() -> dict[str, tuple[str, str, dict[str, str]]]:
             cells[f"gather {gather} {plan}"] = (plan, "v5e:8x8", gathered)
     for topology, rows in (("v5p:4x4x4", "512"), ("v5p:4x8x8", "2048"), ("v5p:8x8x16", "8192")):
         cells[f"weak {topology}"] = ("12x2", topology, SHARDED | {"train.batch_size": rows})
+    for mesh, own in LONG_ROWS.items():
+        long = own | {"train.batch_size": "64", "data.length": "10240"}
+        long |= {"model.remat": "layer", "model.saved_names": "()"}
+        cells[f"long {mesh}"] = ("12x2", "v5e:8x8", long)
     for number in range(ROUNDS):
         for plan in DEPTHS:
             cells[f"compile {number} {plan}"] = (plan, "v5p:4x4x4", SHARDED)
@@ -153,6 +163,13 @@ def tables(results: dict[str, dict[str, Any]]) -> str:
             if "error" not in found:
                 rows.append([f"`{plan}`", f"`{gather}`", *cells_of(found)[1:]])
     lines += [*table(["plan", "gather", *COLUMNS[1:]], rows), ""]
+    lines += ["**Rows split over chips**: `12x2`, v5e:8x8, 64 rows of 10,240 tokens, `remat=layer`"]
+    rows = [
+        [f"`{mesh}`", *cells_of(results[f"long {mesh}"])[1:]]
+        for mesh in LONG_ROWS
+        if "error" not in results.get(f"long {mesh}", {"error": ""})
+    ]
+    lines += ["", *table(["mesh", *COLUMNS[1:]], rows), ""]
     lines += ["**Weak scaling**: `12x2`, 8 rows a chip, `fsdp=16`, the rest on `data`", ""]
     rows = []
     for name, found in results.items():

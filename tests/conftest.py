@@ -1,4 +1,4 @@
-"""Eight CPU devices to lay meshes over, and a compilation cache shared by all tests."""
+"""Eight CPU devices to lay meshes over, quick compilation, and a cache of it that all tests share."""
 
 import os
 import pathlib
@@ -14,6 +14,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Small models take longer to compile than to run: LLVM's expensive passes are left out. XLA's own
+# are not, so that golden costs are a user's; what tests start as a command is compiled in full.
+jax.config.update("jax_disable_most_optimizations", True)
 
 import subprocess
 import sys
