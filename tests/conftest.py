@@ -1,4 +1,4 @@
-"""Eight CPU devices to lay meshes over, quick compilation, and a cache of it that all tests share."""
+"""Eight CPU devices to lay meshes over; quick compilation, and a cache of it for all tests."""
 
 import os
 import pathlib

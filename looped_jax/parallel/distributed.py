@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from looped_jax.config import UserError
+from looped_jax.config import RunError, UserError
 
 T = TypeVar("T")
 
@@ -66,19 +66,23 @@ def is_first() -> bool:
 
 
 def first_does(action: Callable[[], T]) -> None:
-    """Runs ``action`` in the first process while the others wait; if it raises UserError there,
-    they raise one too."""
+    """Runs ``action`` in the first process while the others wait; if it raises there, they raise
+    too: UserError for UserError, RunError for anything else."""
     if not several():
         action()
         return
-    failed: UserError | None = None
+    failed: Exception | None = None
     if is_first():
         try:
             action()
-        except UserError as error:
+        except Exception as error:  # Whatever it is, the others must not wait for its end.
             failed = error
-    if multihost_utils.broadcast_one_to_all(jax.numpy.asarray(failed is not None)):
-        raise failed or UserError("the first process could not go on, see there")
+    kind = 0 if failed is None else 1 if isinstance(failed, UserError) else 2
+    kind = int(multihost_utils.broadcast_one_to_all(jax.numpy.asarray(kind)))
+    if failed is not None:
+        raise failed
+    if kind:
+        raise (UserError, RunError)[kind - 1]("the first process could not go on, see there")
 
 
 def from_first(array: np.ndarray) -> np.ndarray:
