@@ -134,7 +134,8 @@ def sentence(runs: list[Run], comparison: ConfigDict) -> str:
 
     Looping is credited where the iso-FLOP model is better than the base, so that there is
     something to match, and the looped model too, by more than noise; and the looped model is within
-    the tolerance of the iso-FLOP model (or better) and closer to it than to the base. The sentence
+    the tolerance of the iso-FLOP model (or better) and closer to it than to the base; with a part,
+    in percent of the way (the paper's % Gap), where both are better than the base. The sentence
     says `not shown` and why where the numbers carry neither this nor its opposite.
     """
     by_name = {run.name: run for run in runs}
@@ -165,6 +166,14 @@ def _verdict(metric: Metric, base: Run, looped: Run, iso_flop: Run) -> str:
     if gains and behind <= metric.tolerance(iso_flop.last) and gained > behind:
         return "depth by looping did what depth by parameters does"
     if clear_gain(metric, iso_flop.measured, looped.measured):
+        from looped_jax.analysis.fits import percent_gap  # With SciPy, a second that others save.
+
+        share = percent_gap(looped.last, base.last, iso_flop.last)
+        if gains and share is not None:
+            return (
+                f"looping did a part of what more parameters do, {share:.0f}% of the way from "
+                f"{base.plan} to {iso_flop.plan}"
+            )
         return "looping did not do what more parameters do in this run"
     return (
         f"not shown what looping does: {looped.plan} cannot be told from "
