@@ -134,7 +134,8 @@ def splash_flops(
     products = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}.get(kernel_name[:14], 0)
     if not products:
         return 0.0
-    batch, heads, _, size = next(dims for dims in result_dims if len(dims) == 4)
+    # The last result is [batch, heads, length, size]; of one row on a device the first is left out.
+    batch, heads, _, size = (1, *result_dims[-1])[-4:]
     length = config.max_length
     blocks = length // _block(length)
     share = (blocks + 1) / (2 * blocks)

@@ -99,7 +99,13 @@ def test_flops_of_the_tpu_kernel_leave_out_the_blocks_above_the_diagonal() -> No
     # Two blocks of 640 by 640: three of four are computed, by two products of 2 x 64 FLOPs an
     # element forward and five backward; 8 rows of 32 heads.
     one_product = 8 * 32 * 2 * 64 * 0.75 * 1280**2
-    shapes = [(8, 640, 128), (8, 32, 1280, 64)]
-    assert splash_flops("splash_mha_fwd_residuals.3", shapes, Config, 1) == 2 * one_product
-    assert splash_flops("splash_mha_dkv_no_residuals", shapes, Config, 2) == 5 * one_product / 2
-    assert splash_flops("sort", shapes, Config, 1) == 0
+    forward = [(8, 640, 128), (8, 32, 1280, 64)]
+    # The queries' gradient is first summed for each block of keys.
+    backward = [(8, 640, 128), (8, 2, 32, 1280, 64), (8, 32, 1280, 64)]
+    assert splash_flops("splash_mha_fwd_residuals.3", forward, Config, 1) == 2 * one_product
+    assert splash_flops("splash_mha_dkv_no_residuals", backward, Config, 2) == 5 * one_product / 2
+    assert splash_flops("sort", forward, Config, 1) == 0
+    # Of one row on a device no result has an axis for it.
+    forward, backward = ([dims[1:] for dims in shapes] for shapes in (forward, backward))
+    assert splash_flops("splash_mha_fwd_residuals.3", forward, Config, 1) == 2 * one_product / 8
+    assert splash_flops("splash_mha_dkv_no_residuals", backward, Config, 1) == 5 * one_product / 8
