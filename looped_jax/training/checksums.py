@@ -104,5 +104,7 @@ def _parts(array: jax.Array) -> Iterator[tuple[Any, ...]]:
 
 
 def _sum(bits_RC: np.ndarray, rows_R: np.ndarray, columns_C: np.ndarray) -> int:
-    of_rows_R = bits_RC.astype(np.uint32, copy=False) @ _column_weights(columns_C)
-    return int(of_rows_R @ _row_weights(rows_R))
+    bits_RC = bits_RC.astype(np.uint32, copy=False)
+    # Along rows first, and by einsum: half the time of a product of integers, which has no BLAS.
+    of_columns_C = np.einsum("r,rc->c", _row_weights(rows_R), bits_RC)
+    return int(of_columns_C @ _column_weights(columns_C))
