@@ -94,12 +94,12 @@ def test_the_gpu_kernel_gives_what_the_reference_gives() -> None:
 
 def test_flops_of_the_tpu_kernel_leave_out_the_blocks_above_the_diagonal() -> None:
     class Config:
-        max_length = 1280
+        max_length, head_dim = 1280, 64
 
     # Two blocks of 640 by 640: three of four are computed, by two products of 2 x 64 FLOPs an
     # element forward and five backward; 8 rows of 32 heads.
     one_product = 8 * 32 * 2 * 64 * 0.75 * 1280**2
-    forward = [(8, 640, 128), (8, 32, 1280, 64)]
+    forward = [(8, 640, 128), (8, 32, 1280, 64), (8, 32, 1280, 128)]
     # The queries' gradient is first summed for each block of keys.
     backward = [(8, 640, 128), (8, 2, 32, 1280, 64), (8, 32, 1280, 64)]
     assert splash_flops("splash_mha_fwd_residuals.3", forward, Config, 1) == 2 * one_product
