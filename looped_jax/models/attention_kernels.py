@@ -134,8 +134,8 @@ def splash_flops(
     products = {"splash_mha_fwd": 2, "splash_mha_dkv": 5}.get(kernel_name[:14], 0)
     if not products:
         return 0.0
-    # The last result is [batch, heads, length, …], of one row on a device without its first axis. The
-    # last axis is a head's size or, in what the forward pass leaves for the other, a register's.
+    # The last result is [batch, heads, length, …], without its first axis for one row on a device;
+    # the last axis is a head's size or, in what the forward pass leaves the other, a register's.
     batch, heads, *_ = (1, *result_dims[-1])[-4:]
     size, length = config.head_dim, config.max_length
     blocks = length // _block(length)
