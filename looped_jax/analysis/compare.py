@@ -11,8 +11,8 @@ from looped_jax.analysis import plots
 from looped_jax.analysis.models import distinguishing_keys, short
 from looped_jax.analysis.text_table import aligned
 from looped_jax.config import RunError
+from looped_jax.evaluation.intervals import Interval
 from looped_jax.evaluation.metric_table import (
-    Interval,
     Measured,
     Metric,
     clear_gain,

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from looped_jax import config as config_lib
 from looped_jax.config import UserError
-from looped_jax.evaluation.metric_table import Interval, Metric
+from looped_jax.evaluation.intervals import Interval
+from looped_jax.evaluation.metric_table import Metric
 from looped_jax.models.flops import train_flops
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.training.checkpoint import saved_steps

@@ -15,7 +15,8 @@ from looped_jax.analysis.provenance import mixed_numerics, mixed_samples, proven
 from looped_jax.analysis.records import Record
 from looped_jax.analysis.similarity import block_cosines
 from looped_jax.config import RunError, UserError, flatten
-from looped_jax.evaluation.metric_table import Metric, binomial_interval, count_of, text_parts
+from looped_jax.evaluation.intervals import binomial_interval
+from looped_jax.evaluation.metric_table import Metric, count_of, text_parts
 from looped_jax.training.run import open_run
 
 Part = Text | Table | Figure | Details

@@ -14,13 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from looped_jax.config import UserError
 from looped_jax.data.tasks import get_task
+from looped_jax.evaluation.intervals import Interval, binomial_interval
 
 # Differences that count as none: points of percent, and a share of what is not in percent.
 EQUAL_POINTS = 3.0
 EQUAL_SHARE = 0.01
-Z_95 = statistics.NormalDist().inv_cdf(0.975)
-# Both ends of a 95% interval.
-Interval = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,14 +177,6 @@ class Metric:
             return f"{self.in_words}: exact match (%)"
         unit = self.kind.unit
         return self.in_words + (f" ({unit})" if unit else "")
-
-
-def binomial_interval(share: float, examples: int) -> Interval:
-    """Wilson's interval of a share of so many examples: never of no width."""
-    square = Z_95**2 / examples
-    middle = (share + square / 2) / (1 + square)
-    half = Z_95 * math.sqrt(share * (1 - share) / examples + square / (4 * examples)) / (1 + square)
-    return max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share))
 
 
 # A value and its noise.

@@ -11,7 +11,8 @@ from matplotlib import image
 
 from looped_jax.analysis import compare
 from looped_jax.config import ConfigDict, RunError
-from looped_jax.evaluation.metric_table import Interval, Metric
+from looped_jax.evaluation.intervals import Interval
+from looped_jax.evaluation.metric_table import Metric
 
 METRIC = "eval/group_z7_n4/accuracy"
 PERPLEXITY = "eval/text/perplexity"
