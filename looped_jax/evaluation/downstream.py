@@ -11,7 +11,7 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,8 +152,10 @@ def run_task(
                     example = asked.examples[i]
                     predictions[example.id] = asked.task.extract(text)
                     if file is not None:
-                        line = _record(example, asked.prompts[i], predictions[example.id], identity)
-                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                        prediction = predictions[example.id]
+                        file.write(
+                            _lines([_record(example, asked.prompts[i], prediction, identity)])
+                        )
                 if file is not None:
                     file.flush()
                 bar.update(len(batch))
@@ -188,26 +190,20 @@ def _kept(out: epath.Path, asked: Asked, identity: str) -> dict[str, Any]:
         known = (record.get("model"), record["prompt_hash"])
         if known == (identity, hashes.get(record["id"])):
             kept[record["id"]] = record["prediction"]
-    _write_records(out, asked, kept, None, identity)
+    write_whole(out, _lines(r for r in _records(asked, kept, identity) if r["id"] in kept))
     return kept
 
 
-def _write_records(
-    out: epath.Path,
-    asked: Asked,
-    predictions: dict[str, Any],
-    scores: Sequence[Any] | None,
-    identity: str,
-) -> None:
-    lines = []
-    for i, (example, prompt) in enumerate(zip(asked.examples, asked.prompts, strict=True)):
-        if scores is None and example.id not in predictions:
-            continue
-        record = _record(example, prompt, predictions.get(example.id), identity)
-        if scores is not None:
-            record["scores"] = scores[i]
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-    write_whole(out, "".join(lines))
+def _records(asked: Asked, predictions: dict[str, Any], identity: str) -> list[dict[str, Any]]:
+    """Of every example; its prediction is None where there is none."""
+    return [
+        _record(example, prompt, predictions.get(example.id), identity)
+        for example, prompt in zip(asked.examples, asked.prompts, strict=True)
+    ]
+
+
+def _lines(records: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def _scored(
@@ -218,13 +214,11 @@ def _scored(
     out: epath.Path | None,
     identity: str,
 ) -> dict[str, Any]:
-    records = [
-        _record(example, prompt, predictions.get(example.id), identity)
-        for example, prompt in zip(asked.examples, asked.prompts, strict=True)
-    ]
+    records = _records(asked, predictions, identity)
     report = METRICS[asked.task.metric](records)
     if out is not None:
-        _write_records(out, asked, predictions, report.examples, identity)
+        scored = zip(records, report.examples, strict=True)
+        write_whole(out, _lines({**record, "scores": scores} for record, scores in scored))
     counts = Counter(report.counts)
     counts["prompts_with_fewer_exemplars"] = sum(p.dropped > 0 for p in asked.prompts)
     counts["prompts_with_cut_context"] = sum(p.context_cut for p in asked.prompts)
@@ -293,8 +287,8 @@ def evaluate_tasks(
     ``model`` says what is evaluated; its "identity" (training/run.py) is all that need be in it.
     With ``folder`` predictions go to NAME.jsonl in it and the summary to summary.json, which keeps
     the tasks that earlier calls left there of the same identity, with the files that were read.
-    Every task's data is
-    looked for before the first starts. Of several processes the first one writes.
+    Every task's data is looked for before the first starts. Of several processes the first one
+    writes.
     """
     asked = {name: ask(TASKS[name], settings, vocabulary, generator.max_length) for name in names}
     model = {"identity": "", **(model or {})}
