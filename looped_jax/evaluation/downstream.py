@@ -149,13 +149,11 @@ def run_task(
                     stops=style.stop,
                 )
                 for i, text in zip(batch, texts, strict=True):
-                    example = asked.examples[i]
-                    predictions[example.id] = asked.task.extract(text)
+                    example, prediction = asked.examples[i], asked.task.extract(text)
+                    predictions[example.id] = prediction
                     if file is not None:
-                        prediction = predictions[example.id]
-                        file.write(
-                            _lines([_record(example, asked.prompts[i], prediction, identity)])
-                        )
+                        record = _record(example, asked.prompts[i], prediction, identity)
+                        file.write(_lines([record]))
                 if file is not None:
                     file.flush()
                 bar.update(len(batch))
