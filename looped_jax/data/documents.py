@@ -68,21 +68,22 @@ class Source(Protocol):
 def check_apart(identities: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """UserError if two files of the splits (split -> Source.identity) have the same content: rows
     that are evaluated would be trained on, or some would count twice."""
-    seen: dict[str, tuple[str, str]] = {}
+    seen: dict[str, tuple[str, str]] = {}  # Content -> split and file.
     for split, entries in identities.items():
         for entry in entries:
-            before, first = seen.setdefault(entry["sha256"], (split, entry["file"]))
-            if (before, first) == (split, entry["file"]):
+            file, content = entry["file"], entry["sha256"]
+            if content not in seen:
+                seen[content] = (split, file)
                 continue
-            what = (
-                f"{first} of {before} and {entry['file']} of {split} have the same content"
-                if first != entry["file"]
-                else f"{first} is in both {before} and {split}"
-            )
+            before, first = seen[content]
+            if before == split:
+                how = "remove one, or use config.prepare.weights to repeat documents"
+            else:
+                how = f"narrow config.data.{split}_files or config.data.{before}_files"
+            if before != split and first == file:
+                raise UserError(f"{file} is in both {before} and {split}; {how}")
             raise UserError(
-                f"{what}; narrow config.data.{split}_files or config.data.{before}_files"
-                if split != before
-                else f"{what}; remove one, or use config.prepare.weights to repeat documents"
+                f"{first} of {before} and {file} of {split} have the same content; {how}"
             )
 
 

@@ -318,6 +318,11 @@ def test_a_shard_is_never_in_two_splits_nor_twice_in_one(
     with pytest.raises(UserError, match=same):
         check_files(config(twice))
     (twice / "train-00009.jsonl.zst").unlink()
+    for name in ("a", "b"):  # Files of one name in two folders, too.
+        (twice / name).mkdir()
+        (twice / name / "part.jsonl").write_text('{"text": "x"}\n')
+    with pytest.raises(UserError, match=r"part\.jsonl of train and part\.jsonl of train have"):
+        check_files(config(twice, data__train_files="*/part.jsonl"))
     with pytest.raises(UserError, match=leak):
         prepare(twice, tmp_path / "out", data__validation_files="held_out.jsonl.zst")
     assert not (tmp_path / "out").exists()
