@@ -23,13 +23,12 @@ from experiments.pile import FAMILY
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOC = ROOT / "docs" / "scale.md"
 SHARDED = {"mesh.fsdp": "16", "mesh.data": "-1"}
+BY_LAYER = {"model.remat": "layer", "model.saved_names": "()"}
 # The other reading of "1.5B parameters", see experiments/pile.py.
-VOCABULARY_256K = {
+VOCABULARY_256K = BY_LAYER | {
     "model.mlp": "gelu",
     "model.tied_output": "true",
     "model.vocab_size": "256000",
-    "model.remat": "layer",
-    "model.saved_names": "()",
 }
 # Topology -> what differs from the config, 512 rows of 1280 tokens, on it.
 TOPOLOGIES = {
@@ -59,14 +58,12 @@ def programs() -> dict[str, tuple[str, str, dict[str, str]]]:
         cells[f"256k {plan} v5e:4x4"] = (plan, "v5e:4x4", on_16)
     for gather in ("layer", "segment"):
         for plan in ("24x1", "12x2", "6x4", "4x6"):
-            gathered = SHARDED | {"model.gather": gather, "model.remat": "layer"}
-            gathered |= {"model.saved_names": "()"}
+            gathered = SHARDED | BY_LAYER | {"model.gather": gather}
             cells[f"gather {gather} {plan}"] = (plan, "v5e:8x8", gathered)
     for topology, rows in (("v5p:4x4x4", "512"), ("v5p:4x8x8", "2048"), ("v5p:8x8x16", "8192")):
         cells[f"weak {topology}"] = ("12x2", topology, SHARDED | {"train.batch_size": rows})
     for mesh, own in LONG_ROWS.items():
-        long = own | {"train.batch_size": "64", "data.length": "10240"}
-        long |= {"model.remat": "layer", "model.saved_names": "()"}
+        long = own | BY_LAYER | {"train.batch_size": "64", "data.length": "10240"}
         cells[f"long {mesh}"] = ("12x2", "v5e:8x8", long)
     for number in range(ROUNDS):
         for plan in DEPTHS:

@@ -166,15 +166,13 @@ def _verdict(metric: Metric, base: Run, looped: Run, iso_flop: Run) -> str:
     if gains and behind <= metric.tolerance(iso_flop.last) and gained > behind:
         return "depth by looping did what depth by parameters does"
     if clear_gain(metric, iso_flop.measured, looped.measured):
-        from looped_jax.analysis.fits import percent_gap  # With SciPy, a second that others save.
-
-        share = percent_gap(looped.last, base.last, iso_flop.last)
-        if gains and share is not None:
-            return (
-                f"looping did a part of what more parameters do, {share:.0f}% of the way from "
-                f"{base.plan} to {iso_flop.plan}"
-            )
-        return "looping did not do what more parameters do in this run"
+        if not gains:
+            return "looping did not do what more parameters do in this run"
+        share = 100 * gained / (gained + behind)  # The paper's % Gap.
+        return (
+            f"looping did a part of what more parameters do, {share:.0f}% of the way from "
+            f"{base.plan} to {iso_flop.plan}"
+        )
     return (
         f"not shown what looping does: {looped.plan} cannot be told from "
         f"{iso_flop.plan if gains else base.plan}, nor counted as equal to {iso_flop.plan}, within "
