@@ -14,7 +14,7 @@ from etils import epath
 
 from looped_jax.config import UserError
 
-FORMAT = 3
+FORMAT = 4
 NAME = "manifest.json"
 BYTES_OF_ID = "bytes_of_id.npy"
 

@@ -6,24 +6,47 @@ document that does not fit continues in the next row, as a new segment with posi
 what was before the cut is out of sight, for every model alike. Parts of a document may be prompts,
 read but not trained on; one with prompts that fits in a row is not cut.
 
-A stored row is little-endian: uint32 S, then S times (uint32 component, uint32 R, R times uint32:
-the lengths of runs of pairs, not trained on and trained on in turns), then the tokens of the S
-segments, each one longer than its pairs (the last is only predicted), as uint16 or uint32.
-Components are stored by a hash of their name, so that rows can be written before all names are
-known.
+A stored row is little-endian: uint32 S, then S times (uint32 component, two uint32 for the document,
+uint32 R, R times uint32: the lengths of runs of pairs, not trained on and trained on in turns),
+then the tokens of the S segments, each one longer than its pairs (the last is only predicted), as
+uint16 or uint32. Components are stored by a hash of their name, so that rows can be written before
+all names are known; a document by its place in the source, so that its parts are known as its own
+wherever their rows are shuffled to.
 """
 
 import dataclasses
 import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from looped_jax.data.rows import BOS, EOS, Rows
 
-# A component_id, which of its pairs are trained on, and its tokens, one more.
-_Segment = tuple[int, np.ndarray, np.ndarray]
+
+class Encoded(NamedTuple):
+    """A document that is to be packed, or a segment: a part of one.
+
+    ids: of a document without BOS and EOS; of a segment one more than its pairs.
+    trained: which of a document's ids, or of a segment's pairs, are trained on. An EOS always is.
+    component: component_id.
+    document: (block, number) of its place in the source, each less than 2^32.
+    """
+
+    ids: np.ndarray
+    trained: np.ndarray
+    component: int
+    document: tuple[int, int]
+
+
+class StoredSegment(NamedTuple):
+    """What a stored row says of a segment: component_id, Encoded.document, and the runs of pairs
+    not trained on and trained on, in turns."""
+
+    component: int
+    document: tuple[int, int]
+    runs: list[int]
 
 
 def component_id(name: str) -> int:
@@ -36,30 +59,28 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def pack(
-    documents: Iterable[tuple[np.ndarray, np.ndarray, int]], length: int, dtype: np.dtype
-) -> Iterator[bytes]:
+def pack(documents: Iterable[Encoded], length: int, dtype: np.dtype) -> Iterator[bytes]:
     """Yields stored rows of ``length`` pairs; only the last may be shorter, or one before a
     document with prompts.
 
     Args:
-      documents: (ids without BOS and EOS, which of them are trained on, component_id), in the order
-        of the rows. An EOS is always trained on.
+      documents: in the order of the rows.
       length: T.
       dtype: token_dtype of the vocabulary.
     """
-    segments: list[_Segment] = []
+    segments: list[Encoded] = []
     free = length
-    for ids, ids_trained, component in documents:
-        tokens = np.concatenate([[BOS], ids, [EOS]]).astype(dtype)
-        trained = np.append(ids_trained, True)
+    for document in documents:
+        tokens = np.concatenate([[BOS], document.ids, [EOS]]).astype(dtype)
+        trained = np.append(document.trained, True)
         start, pairs = 0, len(trained)
         if free < pairs <= length and not trained.all():
             yield _stored(segments)
             segments, free = [], length
         while start < pairs:
             end = min(start + free, pairs)
-            segments.append((component, trained[start:end], tokens[start : end + 1]))
+            part = document._replace(ids=tokens[start : end + 1], trained=trained[start:end])
+            segments.append(part)
             free -= end - start
             start = end
             if not free:
@@ -69,29 +90,27 @@ def pack(
         yield _stored(segments)
 
 
-def _stored(segments: list[_Segment]) -> bytes:
+def _stored(segments: list[Encoded]) -> bytes:
     header = [len(segments)]
-    for component, trained, _ in segments:
+    for _, trained, component, document in segments:
         changes = (np.flatnonzero(trained[1:] != trained[:-1]) + 1).tolist()
         ends = [*([0] if trained[0] else []), *changes, len(trained)]
         runs = [end - start for start, end in itertools.pairwise([0, *ends])]
-        header += [component, len(runs), *runs]
-    return np.array(header, "<u4").tobytes() + b"".join(t.tobytes() for *_, t in segments)
+        header += [component, *document, len(runs), *runs]
+    return np.array(header, "<u4").tobytes() + b"".join(s.ids.tobytes() for s in segments)
 
 
-def segments_of(record: bytes) -> list[tuple[int, list[int]]]:
-    """(component_id, runs of pairs not trained on and trained on) of each segment of a stored row.
-
-    ValueError if the row ends before them.
-    """
+def segments_of(record: bytes) -> list[StoredSegment]:
+    """The segments of a stored row; ValueError if it ends before them."""
     numbers = np.frombuffer(record, "<u4", len(record) // 4)
     segments, at = [], 1
     for _ in range(numbers[0] if len(numbers) else 1):
-        start = at + 2
-        at = start + int(numbers[at + 1]) if start <= len(numbers) else start
+        start = at + 4
+        at = start + int(numbers[start - 1]) if start <= len(numbers) else start
         if at > len(numbers):
             raise ValueError(f"a row of {len(record)} bytes is damaged")
-        segments.append((int(numbers[start - 2]), numbers[start:at].tolist()))
+        component, block, number = numbers[start - 4 : start - 1].tolist()
+        segments.append(StoredSegment(component, (block, number), numbers[start:at].tolist()))
     return segments
 
 
@@ -115,16 +134,17 @@ class RowReader:
             np.zeros(shape, np.int32) for _ in "12345"
         )
         trained = np.zeros(shape, bool)
+        document = np.full(shape, -1, np.int64)
         for row, record in enumerate(records):
             segments = segments_of(record)
-            total = sum(sum(runs) for _, runs in segments)
-            header = 4 + sum(8 + 4 * len(runs) for _, runs in segments)
+            total = sum(sum(segment.runs) for segment in segments)
+            header = 4 + sum(16 + 4 * len(segment.runs) for segment in segments)
             stored = header + dtype.itemsize * (total + len(segments))
             if total > self.length or len(record) != stored:
                 raise ValueError(f"a row of {len(record)} bytes is damaged")
             read = np.frombuffer(record, dtype, offset=header)
             start = 0
-            for number, (component, runs) in enumerate(segments, start=1):
+            for number, (component, (block, place), runs) in enumerate(segments, start=1):
                 pairs = sum(runs)
                 here = slice(start, start + pairs)
                 # Each segment before this one has one token more than pairs.
@@ -134,6 +154,7 @@ class RowReader:
                 segment_ids[row, here] = number
                 positions[row, here] = np.arange(pairs)
                 group[row, here] = group_of[component]
+                document[row, here] = (block << 32) + place
                 trained[row, here] = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
                 start += pairs
         return {
@@ -144,5 +165,6 @@ class RowReader:
             "segment_ids": segment_ids,
             "positions": positions,
             "group": group,
+            "document": document,
             "target_bytes": self.bytes_of_id[targets] * trained,
         }

@@ -255,14 +255,15 @@ class Sample:
         order = np.random.default_rng(HELD_OUT_SEED).permutation(source.num_rows)[:examples]
         if not isinstance(source, TextRows):
             return cls(source, order)
-        found_NT = source.documents(order)
+        rows = source.rows(order)
+        found_NT = rows["document"]
         known, index = np.unique(found_NT, return_inverse=True)
         # Padding belongs to no document; nothing is predicted there.
         document_NT = index.reshape(found_NT.shape) - (1 if known[0] < 0 else 0)
         document_NT = np.maximum(document_NT, 0).astype(np.int32)
         component = np.zeros(document_NT.max() + 1, int)
         real_NT = found_NT >= 0
-        component[document_NT[real_NT]] = source.rows(order)["group"][real_NT]
+        component[document_NT[real_NT]] = rows["group"][real_NT]
         return cls(source, order, document_NT, component)
 
     def rows(self, places: np.ndarray) -> Rows:

@@ -32,7 +32,7 @@ from looped_jax.config import RunError, UserError, nearest
 from looped_jax.data.documents import Block, Document, Shards, Source, check_apart, parse
 from looped_jax.data.files import sha256, write_whole
 from looped_jax.data.manifest import BYTES_OF_ID, FORMAT, NAME, Manifest, is_prepared, read_manifest
-from looped_jax.data.packing import component_id, pack, segments_of, token_dtype
+from looped_jax.data.packing import Encoded, component_id, pack, segments_of, token_dtype
 from looped_jax.data.text import SPLITS, encode, patterns
 from looped_jax.data.vocabulary import load_vocabulary
 from looped_jax.data.workers import Pool, progress
@@ -264,8 +264,8 @@ class _PackBlock:
         vocabulary = load_vocabulary(recipe["vocabulary"]["name"])
         components: dict[str, Counter[str]] = {}
 
-        def encoded() -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-            for document in parse(self.block):
+        def encoded() -> Iterator[Encoded]:
+            for number, document in enumerate(parse(self.block)):
                 copies = _copies(document, recipe) if self.split == "train" else 1
                 ids, trained = encode(document, vocabulary)
                 counts = components.setdefault(document.component, Counter(copies=0, tokens=0))
@@ -276,7 +276,8 @@ class _PackBlock:
                 for _ in range(copies):
                     counts["copies"] += 1
                     counts["tokens"] += len(ids) + 1  # Its EOS is predicted too.
-                    yield ids, trained, component_id(document.component)
+                    component = component_id(document.component)
+                    yield Encoded(ids, trained, component, (self.number, number))
 
         rows = list(pack(encoded(), recipe["length"], token_dtype(vocabulary.size)))
         if vocabulary.lossless:
@@ -359,8 +360,8 @@ class _WriteShard:
             writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
             for _, record in rows:
                 writer.write(record)
-                for component, runs in segments_of(record):
-                    tokens[component] += sum(runs)
+                for segment in segments_of(record):
+                    tokens[segment.component] += sum(segment.runs)
             writer.close()
             reader = array_record_module.ArrayRecordReader(os.fspath(temporary))
             whole = reader.num_records() == len(rows)

@@ -10,7 +10,8 @@ A row source answers `rows(indices)` with a dictionary of arrays of shape [N, T]
 and, where it is text, for evaluation:
   group         int32  index of the component (of the Pile, say) that a token belongs to
   target_bytes  int32  bytes of text behind the target
-  document      int32  index of the document among those of the evaluation (evaluation/held_out.py)
+  document      int64  which document of the source a token belongs to, whatever row it is in; -1 is
+                       padding (an evaluation has int32 indices among its own, data/pipeline.py)
 """
 
 from typing import Protocol

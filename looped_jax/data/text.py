@@ -17,8 +17,8 @@ from looped_jax.config import RunError, UserError
 from looped_jax.data.documents import Document, Shards, check_apart, parse
 from looped_jax.data.files import sha256
 from looped_jax.data.manifest import Manifest, is_prepared, read_manifest
-from looped_jax.data.packing import RowReader, component_id, pack, token_dtype
-from looped_jax.data.rows import BOS, Rows
+from looped_jax.data.packing import Encoded, RowReader, component_id, pack, token_dtype
+from looped_jax.data.rows import Rows
 from looped_jax.data.vocabulary import Vocabulary, fingerprint, load_vocabulary
 
 _BLOCK = 1 << 24
@@ -65,28 +65,6 @@ class TextRows:
     def components(self) -> tuple[str, ...]:
         """Names that `group` in the rows refers to."""
         return self.reader.components
-
-    def documents(self, indices: np.ndarray) -> np.ndarray:
-        """Which document each token of these rows belongs to: int64 [N, T], equal for equal
-        documents also where one goes on over several rows; -1 for padding."""
-        rows = self.rows(indices)
-        found = np.full(rows["tokens"].shape, -1, np.int64)
-        for i, index in enumerate(indices):
-            segment_T = rows["segment_ids"][i]
-            # A number for (row, segment) where the document begins.
-            found[i] = np.where(segment_T > 0, int(index) * (self.length + 1) + segment_T, -1)
-            if rows["tokens"][i, 0] != BOS:
-                found[i, segment_T == 1] = self._document_going_on_in(int(index))
-        return found
-
-    def _document_going_on_in(self, index: int) -> int:
-        while index > 0:
-            index -= 1
-            row = self.rows(np.array([index]))
-            last = int(row["segment_ids"].max())
-            if last > 1 or row["tokens"][0, 0] == BOS:
-                return index * (self.length + 1) + last
-        return 1
 
     def rows(self, indices: np.ndarray) -> Rows:
         """See data/rows.py. RunError if a shard cannot be read."""
@@ -194,10 +172,11 @@ def pack_in_memory(
     """Tokenises and packs documents in the order given."""
     components: set[str] = set()
 
-    def encoded() -> Iterable[tuple[np.ndarray, np.ndarray, int]]:
-        for document in documents:
+    def encoded() -> Iterable[Encoded]:
+        for number, document in enumerate(documents):
             components.add(document.component)
-            yield *encode(document, vocabulary), component_id(document.component)
+            ids, trained = encode(document, vocabulary)
+            yield Encoded(ids, trained, component_id(document.component), (0, number))
 
     records = InMemory(pack(encoded(), length, token_dtype(vocabulary.size)))
     reader = RowReader(length, tuple(sorted(components)), vocabulary.bytes_of_id)

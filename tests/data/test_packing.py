@@ -73,8 +73,10 @@ def test_every_token_counts_to_its_component_and_every_byte_to_its_token(
         assert here.sum() == sum(len(text) + 1 for text in own)
         assert rows["target_bytes"][here].sum() == sum(map(len, own))
     stored = [segment for record in source.records for segment in segments_of(record)]
-    assert sum(sum(runs) for _, runs in stored) == real.sum()
-    assert {c for c, _ in stored} == {component_id(d.component) for d in documents}
+    assert sum(sum(segment.runs) for segment in stored) == real.sum()
+    assert {segment.component for segment in stored} == {
+        component_id(d.component) for d in documents
+    }
 
 
 letters = st.text(alphabet="abc", max_size=12)

@@ -22,6 +22,7 @@ from looped_jax.config import UserError
 from looped_jax.data import preparation
 from looped_jax.data.documents import Shards, parse
 from looped_jax.data.packing import segments_of
+from looped_jax.data.pipeline import Sample
 from looped_jax.data.rows import BOS, EOS
 from looped_jax.data.text import check_files, text_rows
 from looped_jax.data.vocabulary import Bytes
@@ -99,6 +100,26 @@ def test_every_token_of_every_document_is_in_exactly_one_row(
     assert pairs == expected
 
 
+def test_shuffled_rows_know_the_documents_and_components_of_their_tokens(
+    pile: pathlib.Path, prepared: pathlib.Path
+) -> None:
+    source = text_rows(config(prepared), "validation")
+    sample = Sample.of(source, 10_000)
+    rows = sample.rows(np.arange(len(sample.order)))
+    real = rows["segment_ids"] > 0
+    tokens = np.bincount(rows["document"][real])
+    names = [source.components[i] for i in sample.component_of_document]
+    own = documents(pile, "val.jsonl.zst")
+    expected = [(d.component, len(d.text.encode()) + 1) for d in own]
+    assert sorted(zip(names, tokens.tolist(), strict=True)) == sorted(expected)
+    np.testing.assert_array_equal(
+        sample.component_of_document[rows["document"][real]], rows["group"][real]
+    )
+    # Also where a document goes on in another row, and these are apart.
+    pieces = {d: set(np.flatnonzero((rows["document"] == d).any(1))) for d in range(len(own))}
+    assert any(max(p) - min(p) >= len(p) > 1 for p in pieces.values())
+
+
 def test_the_manifest_counts_what_went_in_and_what_came_out(
     pile: pathlib.Path, prepared: pathlib.Path
 ) -> None:
@@ -113,7 +134,7 @@ def test_the_manifest_counts_what_went_in_and_what_came_out(
         assert counts["tokens"] == sum(len(text) + 1 for text in texts)
     rows = stored(prepared)
     assert train["rows"] == len(rows) == sum(shard["rows"] for shard in train["shards"])
-    tokens = sum(sum(runs) for row in rows for _, runs in segments_of(row))
+    tokens = sum(sum(segment.runs) for row in rows for segment in segments_of(row))
     assert train["tokens"] == tokens
     assert train["padding"] == len(rows) * LENGTH - tokens
     sources = manifest["recipe"]["splits"]["train"]["sources"]
