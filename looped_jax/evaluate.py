@@ -23,9 +23,10 @@ from looped_jax.config import UserError
 from looped_jax.data.pipeline import run_vocabulary
 from looped_jax.data.tasks import downstream
 from looped_jax.evaluation.downstream import Settings, evaluate_tasks, scalars, table
-from looped_jax.evaluation.held_out import Evaluator
+from looped_jax.evaluation.held_out import Evaluator, HeldOut
 from looped_jax.inference.generator import Generator
 from looped_jax.parallel import distributed
+from looped_jax.training.identity import read_run_file
 from looped_jax.training.run import OpenRun, open_run
 from looped_jax.training.trainer import held_out_sets
 
@@ -56,6 +57,8 @@ def main(overrides: dict[str, str]) -> None:
         evaluator = Evaluator(job.model, job.mesh, job.rules, loops)
         metrics: dict[str, float] = {}
         for held_out in sets:
+            if said := other_rows(run, held_out):
+                print(said, file=sys.stderr)
             found = evaluator(params, held_out) or {}
             metrics |= found
             if distributed.is_first():
@@ -69,6 +72,18 @@ def main(overrides: dict[str, str]) -> None:
             metrics |= evaluate_downstream(run, params, names, loops)
         if distributed.is_first():
             print(json.dumps({"step": run.step, **loops_of(loops), **metrics}), flush=True)
+
+
+def other_rows(run: OpenRun, held_out: HeldOut) -> str:
+    """What to say where the rows are not those on which the run was evaluated while training."""
+    known = (read_run_file(run.workdir) or {}).get("held_out") or {}
+    own = known.get(held_out.name)
+    if _SPLIT.value != "validation" or own is None or own == held_out.sample.identity:
+        return ""
+    return (
+        f"{held_out.name}: these are not the rows on which {run.workdir} was evaluated while "
+        "training; a report keeps the figures apart"
+    )
 
 
 def loop_counts(texts: list[str]) -> list[int | None]:

@@ -16,7 +16,7 @@ from looped_jax.config import UserError, load_experiment, variant_config
 from looped_jax.models.flops import train_flops
 from looped_jax.parallel import distributed
 from looped_jax.training.trainer import Job, prepare, train
-from looped_jax.training.workdir import claim_workdir, locked
+from looped_jax.training.workdir import claim_workdir, locked, renew_config
 
 _CONFIG = flags.DEFINE_string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives; default runs/<experiment>.")
@@ -42,6 +42,7 @@ def main(overrides: dict[str, str]) -> None:
         claim_workdir(config, workdir)
         for name, job in jobs.items():
             train(job, workdir / name)
+        renew_config(config, workdir)
     if distributed.is_first():
         report(config, jobs, workdir)
 

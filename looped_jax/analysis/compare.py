@@ -21,6 +21,7 @@ from looped_jax.evaluation.metric_table import (
     text_parts,
 )
 from looped_jax.models.loop_plan import LoopPlan
+from looped_jax.training.identity import data_identity, read_run_file
 from looped_jax.training.metrics import read_metrics
 
 
@@ -35,6 +36,7 @@ class Run:
     steps: tuple[int, ...]
     values: tuple[float, ...]
     noise: Interval | None  # Of the last value, over what it was measured on.
+    data: str = ""  # Equal for runs trained and evaluated on the same.
 
     @property
     def plan(self) -> LoopPlan:
@@ -63,7 +65,8 @@ def read_run(
     noise = Metric(metric).noise(having[-1], examples)
     steps = tuple(int(line["step"]) for line in having)
     values = tuple(line[metric] for line in having)
-    return Run(name, config, parameters, flops, steps, values, noise)
+    data = data_identity(read_run_file(workdir)) or str(config.data.path)
+    return Run(name, config, parameters, flops, steps, values, noise, data)
 
 
 def table(runs: list[Run], metric: str) -> str:
@@ -185,6 +188,8 @@ def _why_not_shown(metric: Metric, base: Run, looped: Run, iso_flop: Run) -> str
     if metric.kind.higher_is_better is None:
         return f"{metric.name} has no better and worse"
     runs = (base, looped, iso_flop)
+    if len({run.data for run in runs}) > 1:
+        return "the runs were not trained and evaluated on the same data"
     keys = [key for key in distinguishing_keys([r.config for r in runs]) if key != "model.plan"]
     if keys:
         settings = " | ".join(", ".join(short(r.config, key) for key in keys) for r in runs)

@@ -7,15 +7,15 @@ are of one setting, and only these have a % Gap or a depth line between them.
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from looped_jax import config as config_lib
 from looped_jax.analysis.fits import percent_gap
-from looped_jax.analysis.records import Record
+from looped_jax.analysis.records import CONTENT, PLACE, UNKNOWN, Record
 from looped_jax.data.tasks.downstream import group_members
 from looped_jax.data.tasks.downstream.base import GROUPS
 from looped_jax.evaluation.metric_table import Measured, Metric, clear_gain
@@ -24,8 +24,6 @@ from looped_jax.models.loop_plan import LoopPlan
 
 # Not what a model is.
 UNLIKE_SEEDS = ("name", "seed")
-# Of data: how it is read, not what it is.
-READING = ("data.read_threads",)
 SHORT = {"optimizer.learning_rate": "lr", "optimizer.name": "", "data.path": "", "model.dtype": ""}
 
 
@@ -157,27 +155,35 @@ def task_groups(records: Sequence[Record]) -> tuple[list[TaskGroup], list[str]]:
     model with the same seed, all but the first."""
     by_data: dict[str, list[Record]] = {}
     for record in records:
-        by_data.setdefault(json.dumps(_data(record), default=str), []).append(record)
+        by_data.setdefault(json.dumps(record.data, default=str), []).append(record)
     tasks = [group[0].task for group in by_data.values()]
     left_out: list[str] = []
     groups = []
     for members in by_data.values():
         task = members[0].task
         others = [r for r in records if r.task == task]
-        apart = [k for k in _data(members[0]) if len({str(_data(r)[k]) for r in others}) > 1]
         title = task
         if tasks.count(task) > 1:
-            title += f" ({', '.join(short(members[0].config, key) for key in apart)})"
+            title += f" ({', '.join(_sets_apart(members[0], others))})"
         models, doubles = _models(members)
         groups.append(TaskGroup(task, title, tuple(models)))
         left_out += doubles
     return groups, left_out
 
 
-def _data(record: Record) -> dict[str, Any]:
-    """Every key that says what a run is trained and evaluated on."""
-    data = dict(config_lib.flatten({"data": record.config.data}))
-    return {key: value for key, value in data.items() if key not in READING}
+def _sets_apart(record: Record, others: Sequence[Record]) -> list[str]:
+    """What sets a run's data apart from those of others of its task, as in a title."""
+    data = [r.data for r in others]
+    keys = sorted({key for of in data for key in of})
+    apart = [key for key in keys if len({str(of.get(key)) for of in data}) > 1]
+    if CONTENT not in apart:
+        return [short(record.config, key) for key in apart]
+    # Where it lies says more than what is in it, unless it lies in one place.
+    shown = [key for key in apart if key in record.data and key != CONTENT]
+    shown += [k for k in PLACE if len({config_lib.get_key(r.config, k) for r in others}) > 1]
+    content = record.data.get(CONTENT)
+    named = content and hashlib.sha256(content.encode()).hexdigest()[:6]
+    return [short(record.config, key) for key in shown] + [f"content {named or UNKNOWN}"]
 
 
 def _models(records: Sequence[Record]) -> tuple[list[Model], list[str]]:

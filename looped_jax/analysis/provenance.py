@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from looped_jax.analysis.document import Table
 from looped_jax.analysis.records import UNKNOWN, Record
@@ -11,12 +12,14 @@ NAMED = 4
 
 
 def provenance_table(records: Sequence[Record]) -> Table:
-    """Code, numerics, devices, times and command of every run's last start."""
+    """Code of every start of a run that trained; numerics, devices, times and command of the last
+    one."""
     header = ["run", "code", "numerics format", "devices", "starts", "started", "ended", "command"]
     rows = [[record.name, *_cells(record)] for record in records]
     note = (
-        "From run.json in each run's folder, of its last start. Runs of different numerics formats "
-        "compute different numbers from the same config."
+        "From run.json in each run's folder: the code of every start that trained, and the rest of "
+        "the last one. Runs of different numerics formats compute different numbers from the same "
+        "config."
     )
     return Table("provenance", "What made the runs", header, rows, note)
 
@@ -25,14 +28,14 @@ def _cells(record: Record) -> list[str]:
     known = record.provenance
     if not known:
         return [UNKNOWN, *[""] * 6]
-    code, devices = known.get("code") or {}, known.get("devices") or {}
-    commit = str(code.get("commit") or "")[:12]
-    changed = " with changes" if code.get("changed") else ""
+    devices = known.get("devices") or {}
+    starts = [*reversed(known.get("earlier") or ()), known]
+    trained = [s for s in starts if s.get("to_step", 0) > s.get("from_step", 0)] or [known]
     count = f"{devices.get('count', '?')} x {devices.get('kind', '?')}" if devices else ""
     if devices.get("processes", 1) > 1:
         count += f" in {devices['processes']} processes"
     return [
-        f"{commit}{changed}" if commit else str(code.get("version") or UNKNOWN),
+        ", then ".join(dict.fromkeys(_code(start) for start in trained)),
         record.numerics,
         count,
         str(1 + len(known.get("earlier") or ())),
@@ -40,6 +43,13 @@ def _cells(record: Record) -> list[str]:
         str(known.get("ended") or "not ended"),
         str(known.get("command") or ""),
     ]
+
+
+def _code(start: dict[str, Any]) -> str:
+    code = start.get("code") or {}
+    commit = str(code.get("commit") or "")[:12]
+    changed = " with changes" if code.get("changed") else ""
+    return f"{commit}{changed}" if commit else str(code.get("version") or UNKNOWN)
 
 
 def mixed_numerics(records: Sequence[Record]) -> list[str]:

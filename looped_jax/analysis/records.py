@@ -12,12 +12,13 @@ from ml_collections import ConfigDict
 
 from looped_jax import config as config_lib
 from looped_jax.config import UserError
+from looped_jax.data.text import SPLITS
 from looped_jax.evaluation.intervals import Interval
 from looped_jax.evaluation.metric_table import Metric
 from looped_jax.models.flops import train_flops
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.training.checkpoint import saved_steps
-from looped_jax.training.identity import read_run_file
+from looped_jax.training.identity import data_identity, read_run_file
 from looped_jax.training.metrics import read_metrics
 from looped_jax.training.run import for_reading
 from looped_jax.training.sweep import listed_runs
@@ -26,6 +27,10 @@ from looped_jax.training.trainer import Job, prepare
 # Where `looped_jax.evaluate` keeps what it measured on held-out rows.
 EVALUATIONS = "evaluations/held_out.jsonl"
 UNKNOWN = "not recorded"
+# Of data: how it is read, and where it lies, neither of which is what it is.
+READING = ("data.read_threads",)
+PLACE = ("data.path", "data.vocabulary", *(f"data.{split}_files" for split in SPLITS))
+CONTENT = "content"
 # What identifies the parameters and the rows there.
 MEASURED_ON = ("checkpoint", "data")
 
@@ -58,6 +63,16 @@ class Record:
         """The format of its numbers, see models/format.py: equal configs of different formats
         compute different numbers."""
         return str(self.provenance.get("numerics_format", UNKNOWN))
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What it was trained and evaluated on: by content where that was recorded, else by the
+        keys that say where it lies."""
+        keys = dict(config_lib.flatten({"data": self.config.data}))
+        content = data_identity(self.provenance)
+        unlike = READING if content is None else READING + PLACE
+        kept = {key: value for key, value in keys.items() if key not in unlike}
+        return kept if content is None else kept | {CONTENT: content}
 
     @property
     def loops(self) -> int:
@@ -124,14 +139,17 @@ class Record:
 
     def by_loops(self, metric: str) -> dict[int, float]:
         """Loop count at evaluation -> the metric on validation rows at the newest checkpoint
-        evaluated so: of lines that measured the run as it was trained, those on the same
-        parameters and data as the newest."""
+        evaluated so: of lines that measured the run as it was trained, on the rows that it was
+        evaluated on while training, those of the same parameters and rows as the newest."""
+        known = self.provenance.get("held_out") or {}
+        own = known.get((Metric(metric).where or ("",))[0])
         lines = [
             line
             for line in read_evaluations(self.workdir)[0]
             if line["split"] == "validation"
             and not line.get("overrides")
             and metric in line["metrics"]
+            and (own is None or line.get("data") == json.dumps(own))
         ]
         newest = max((line["step"] for line in lines), default=0)
         lines = [line for line in lines if line["step"] == newest]

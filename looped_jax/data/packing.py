@@ -6,7 +6,7 @@ document that does not fit continues in the next row, as a new segment with posi
 what was before the cut is out of sight, for every model alike. Parts of a document may be prompts,
 read but not trained on; one with prompts that fits in a row is not cut.
 
-A stored row is little-endian: uint32 S, then S times (uint32 component, two uint32 for the document,
+A stored row is, little-endian, uint32 S, then S times (uint32 component, two uint32: the document,
 uint32 R, R times uint32: the lengths of runs of pairs, not trained on and trained on in turns),
 then the tokens of the S segments, each one longer than its pairs (the last is only predicted), as
 uint16 or uint32. Components are stored by a hash of their name, so that rows can be written before

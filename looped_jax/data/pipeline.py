@@ -172,6 +172,8 @@ class TrainBatches:
     batches: _Batches
     fingerprint: str  # Of the data; see RowSource.
     vocabulary: str  # vocabulary_fingerprint
+    # What else the rows and their order follow from, where data are made or shuffled by the config.
+    recipe: dict[str, Any]
 
     def __next__(self) -> Rows:
         return next(self.iterator)
@@ -187,6 +189,7 @@ class TrainBatches:
             "rows": first + iterator["next_index"] * self.batches.batch_size,
             "fingerprint": self.fingerprint,
             "vocabulary": self.vocabulary,
+            "recipe": self.recipe,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -199,8 +202,9 @@ class TrainBatches:
         self.batches.first_row = row
 
     def has_same_data(self, state: dict[str, Any]) -> bool:
-        """Whether a position is one in this data."""
-        return bool(state["fingerprint"] == self.fingerprint)
+        """Whether a position is one in this data: the same rows in the same order."""
+        recipe = state.get("recipe", self.recipe)  # Early checkpoints have none.
+        return bool(state["fingerprint"] == self.fingerprint and recipe == self.recipe)
 
     def check_same(self, state: dict[str, Any]) -> None:
         """UserError if a position is one in other data, or of another vocabulary."""
@@ -229,7 +233,15 @@ def train_batches(
         num_threads=threads, prefetch_buffer_size=max(PREFETCHED_BATCHES, threads)
     )
     iterator = iter(grain.MapDataset.source(batches).to_iter_dataset(options))
-    return TrainBatches(iterator, batches, source.fingerprint, vocabulary_fingerprint(config))
+    recipe = {
+        "task": config.data.task,
+        "targets": config.data.targets,
+        "length": source.length,
+        "seed": config.seed,
+    }
+    return TrainBatches(
+        iterator, batches, source.fingerprint, vocabulary_fingerprint(config), recipe
+    )
 
 
 @dataclasses.dataclass(frozen=True)

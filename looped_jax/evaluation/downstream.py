@@ -31,6 +31,7 @@ from looped_jax.data.tasks.downstream.base import (
     draw_exemplars,
 )
 from looped_jax.evaluation.intervals import mean_interval
+from looped_jax.evaluation.metric_table import ENDS
 from looped_jax.evaluation.metrics import METRICS
 from looped_jax.inference.generator import Generator, Usage
 from looped_jax.inference.text import complete, prompt_ids
@@ -323,5 +324,9 @@ def evaluate_tasks(
 
 
 def scalars(name: str, summary: dict[str, Any]) -> dict[str, float]:
-    """A task's metrics for metrics.jsonl: eval/<task>/<metric>, from 0 to 1."""
-    return {f"eval/{name}/{key}": value / 100 for key, value in summary["metrics"].items()}
+    """A task's metrics for metrics.jsonl: eval/<task>/<metric>, from 0 to 1, and the ends of the
+    interval of its headline figure, <metric>_low and <metric>_high, where it has one."""
+    shown = dict(summary["metrics"])
+    if bounds := summary["interval_95"]:
+        shown |= {summary["headline"] + end: b for end, b in zip(ENDS, bounds, strict=True)}
+    return {f"eval/{name}/{key}": value / 100 for key, value in shown.items()}

@@ -13,6 +13,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -59,8 +60,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def describe(mesh: Mesh, dtype: Any, held_out: dict[str, Any]) -> dict[str, Any]:
-    """What runs now, on what; ``held_out``: what its evaluations are measured on."""
+def describe(mesh: Mesh, dtype: Any, data: str, held_out: dict[str, Any]) -> dict[str, Any]:
+    """What runs now, on what. ``data`` identifies what it is trained on by its content (RowSource),
+    ``held_out`` what each of its evaluations is measured on (data/pipeline.py's Sample)."""
     return {
         "code": code_version(),
         "numerics_format": MODEL_FORMAT,
@@ -76,6 +78,7 @@ def describe(mesh: Mesh, dtype: Any, held_out: dict[str, Any]) -> dict[str, Any]
         },
         "mesh": dict(mesh.shape),
         "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "data": data,
         "held_out": held_out,
         "started": _now(),
         "ended": None,
@@ -84,6 +87,15 @@ def describe(mesh: Mesh, dtype: Any, held_out: dict[str, Any]) -> dict[str, Any]
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def data_identity(known: Mapping[str, Any] | None) -> str | None:
+    """Of a run.json: equal for runs that were trained on the same data and evaluated on the same,
+    by content; None where that was not recorded."""
+    if not known or "data" not in known:
+        return None
+    held_out = {name: of.get("data") for name, of in known["held_out"].items()}
+    return json.dumps([known["data"], held_out], sort_keys=True)
 
 
 class RunFile:

@@ -59,7 +59,12 @@ from looped_jax.training.state import (
 )
 from looped_jax.training.stopwatch import Stopwatch
 from looped_jax.training.train_step import make_train_step
-from looped_jax.training.workdir import claim_workdir, locked
+from looped_jax.training.workdir import (
+    check_same_held_out,
+    claim_workdir,
+    locked,
+    renew_config,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +219,9 @@ def _train(job: Job, workdir: epath.Path) -> None:
                     continue
                 whole = stage.config == job.config
                 of_stage = job if whole else prepare(stage.config)
-                _Run(of_stage, stage, before, workdir, checkpointer, stop).go()
+                run = _Run(of_stage, stage, before, workdir, checkpointer, stop)
+                renew_config(job.config, workdir)
+                run.go()
                 before = of_stage
     finally:
         stop.restore_handler()
@@ -243,13 +250,14 @@ class _Run:
         self.state = self._first_state()
         self.step = int(self.state.step)
         self.held_out = held_out_sets(self.config, job.mesh)
-        start = describe(
-            job.mesh,
-            job.model.config.dtype,
-            {held_out.name: held_out.sample.identity for held_out in self.held_out},
-        )
-        self.run_file = RunFile(workdir, start, self.step) if distributed.is_first() else None
+        measured_on = {held_out.name: held_out.sample.identity for held_out in self.held_out}
+        check_same_held_out(workdir, measured_on)
         self.metrics = MetricsWriter(workdir, self.step, writes=distributed.is_first())
+        start = describe(job.mesh, job.model.config.dtype, source.fingerprint, measured_on)
+        # A finished run that is started again does nothing: what made it stays as it is.
+        finished = self.step >= stage.end and self.metrics.evaluated(self.step)
+        writes = distributed.is_first() and not finished
+        self.run_file = RunFile(workdir, start, self.step) if writes else None
         self.evaluate = Evaluator(job.model, job.mesh, job.rules)
         self.generator: Generator | None = None
         self.train_step = jitted_train_step(job)

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import filelock
 from etils import epath
@@ -15,6 +16,8 @@ from looped_jax import config as config_lib
 from looped_jax.config import UserError
 from looped_jax.data.files import write_whole
 from looped_jax.parallel import distributed
+from looped_jax.training.identity import read_run_file
+from looped_jax.training.metrics import read_metrics
 
 # The lock itself, and who holds it. The operating system releases it with the process, however that
 # ends; the file stays, and means nothing by itself.
@@ -70,8 +73,29 @@ def _holder(workdir: epath.Path) -> str:
 
 
 def claim_workdir(config: ConfigDict, workdir: epath.Path) -> None:
-    """Writes config.json; UserError if the workdir belongs to another config or to another use."""
+    """Writes config.json of a new run; UserError if the workdir belongs to another config or to
+    another use."""
     distributed.first_does(lambda: _claim(config, workdir))
+
+
+def renew_config(config: ConfigDict, workdir: epath.Path) -> None:
+    """Writes config.json again, with what a start may change: when all of its checks have passed,
+    and it is known to be of the run that is there."""
+    distributed.first_does(lambda: _write(config, workdir))
+
+
+def check_same_held_out(workdir: epath.Path, held_out: dict[str, Any]) -> None:
+    """UserError if a run has been evaluated, and on other rows than it would be from now on."""
+    known = (read_run_file(workdir) or {}).get("held_out") or {}
+    if not any(name.startswith("eval/") for line in read_metrics(workdir) for name in line):
+        return
+    for name, identity in held_out.items():
+        if known.get(name, identity) != identity:
+            raise UserError(
+                f"{name} is not evaluated on what workdir {workdir} was evaluated on: the held-out "
+                "rows at config.data.path differ; give the path of those, or choose another "
+                "--workdir"
+            )
 
 
 def _claim(config: ConfigDict, workdir: epath.Path) -> None:
@@ -83,11 +107,16 @@ def _claim(config: ConfigDict, workdir: epath.Path) -> None:
                 f"workdir {workdir} holds a run of another config ({'; '.join(differences)}); "
                 "choose another --workdir"
             )
-    elif workdir.exists() and not (workdir.is_dir() and _unclaimed(workdir)):
+        return
+    if workdir.exists() and not (workdir.is_dir() and _unclaimed(workdir)):
         raise UserError(f"workdir {workdir} exists and is not a run; choose another --workdir")
+    _write(config, workdir)
+
+
+def _write(config: ConfigDict, workdir: epath.Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_whole(path, config_lib.to_json(config))
+        write_whole(workdir / "config.json", config_lib.to_json(config))
     except OSError as error:
         raise UserError(f"cannot write in workdir {workdir}: {error.strerror}") from error
 

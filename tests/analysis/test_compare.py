@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import pathlib
@@ -102,6 +103,8 @@ def test_the_sentence_says_why_nothing_is_shown() -> None:
     assert "nothing to match" in why(of_examples(1000, 0.4, 0.9, 0.41))
     assert "cannot be told from 3x1" in why(of_examples(60, 0.4, 0.8, 0.9))
     assert "no better and worse" in why(runs(1, 2, 3), "eval/text/tokens")
+    others = [dataclasses.replace(r, data=r.name) for r in of_examples(1000, 0.4, 0.98, 0.99)]
+    assert why(others) == "the runs were not trained and evaluated on the same data."
     unlike = runs(0.4, 0.98, 0.99, optimizer__learning_rate=0.5)
     assert why(unlike) == "the runs differ in more than the plan (lr 0.01 | lr 0.5 | lr 0.01)."
 

@@ -179,7 +179,12 @@ def write_provenance(workdir: epath.Path, numerics: int, rows: int = 8) -> None:
         "started": "2030-01-01T00:00:00+00:00",
         "ended": None,
         "command": "main.py --config=x.py",
-        "earlier": [{}],
+        "from_step": 4,
+        "to_step": 12,
+        "earlier": [
+            {"code": {"commit": "looked again"}, "from_step": 4, "to_step": 4},
+            {"code": {"commit": "fedcba9876543210"}, "from_step": 0, "to_step": 4},
+        ],
     }
     (workdir / "run.json").write_text(json.dumps(content))
 
@@ -201,7 +206,10 @@ def test_what_made_the_runs_is_shown_and_mixtures_are_warned_of(tmp_path: pathli
         f"1x2, numerics format {which}" for which in ("1", "2", "not recorded")
     }
     rows = {row[0]: list(row) for row in tables(tmp_path)["provenance"].rows}
-    assert rows["r0"][1:5] == ["0123456789ab with changes", "1", "8 x cpu", "2"]
+    assert rows["r0"][1:5] == [
+        "fedcba987654, then 0123456789ab with changes",
+        *("1", "8 x cpu", "3"),
+    ]
     assert rows["r0"][6] == "not ended"
     assert rows["old"][1] == "not recorded"
 
@@ -309,6 +317,15 @@ def test_evaluations_of_other_models_parameters_or_data_are_left_out(
     keep(workdir, 18, 1, 0.9, overrides={"model.rope_theta": 1.0})
     (record,), _ = find_runs([str(tmp_path / "a")])
     assert record.by_loops(ACCURACY) == {2: 0.5, 4: 0.6}
+
+
+def test_evaluations_on_other_rows_than_the_runs_own_are_left_out(tmp_path: pathlib.Path) -> None:
+    workdir = write_run(tmp_path / "a", evaluated(0.5))
+    write_provenance(workdir, 2, rows=8)
+    keep(workdir, 12, 1, 0.1, data='{"rows": 8}')
+    keep(workdir, 12, 2, 0.9, data='{"rows": 9}')
+    (record,), _ = find_runs([str(tmp_path / "a")])
+    assert record.by_loops(ACCURACY) == {1: 0.1}
 
 
 @pytest.mark.parametrize("broken", ['{"step": 12, "loo', "\0\0\0", "[]", '{"step": "x"}', "\x85"])

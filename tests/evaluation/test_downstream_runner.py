@@ -14,6 +14,7 @@ from looped_jax.data.tasks.downstream import TASKS, group_members
 from looped_jax.data.vocabulary import Bytes
 from looped_jax.evaluation import downstream
 from looped_jax.evaluation.downstream import Settings, ask, evaluate_tasks
+from looped_jax.evaluation.metric_table import Metric
 from looped_jax.inference.generator import Generator
 from looped_jax.parallel.mesh import make_mesh
 
@@ -204,6 +205,22 @@ def test_the_interval_of_a_conversation_task_is_over_dialogues(
     assert seen == [[f"d{d}" for d in range(4) for _ in range(3)]]
     # Wilson's for none of four: 1.96² / (4 + 1.96²).
     assert summary["interval_95"] == pytest.approx([0, 100 * 3.8415 / 7.8415], rel=1e-4)
+
+
+def test_scalars_have_the_interval_that_a_comparison_needs() -> None:
+    summary = {"headline": "exact", "metrics": {"exact": 25.0, "f1": 30.0}, "interval_95": [11, 47]}
+    line = downstream.scalars("triviaqa", summary)
+    assert line == pytest.approx(
+        {
+            "eval/triviaqa/exact": 0.25,
+            "eval/triviaqa/f1": 0.3,
+            "eval/triviaqa/exact_low": 0.11,
+            "eval/triviaqa/exact_high": 0.47,
+        }
+    )
+    assert Metric("eval/triviaqa/exact").noise(line, None) == pytest.approx((0.11, 0.47))
+    few = downstream.scalars("triviaqa", summary | {"interval_95": None})
+    assert set(few) == {"eval/triviaqa/exact", "eval/triviaqa/f1"}
 
 
 def test_averages_are_of_complete_groups_and_the_papers_all_tasks() -> None:

@@ -233,6 +233,20 @@ def test_another_optimizer_takes_the_parameters_alone(
     assert batches.state()["rows"] == 0
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [dict(seed=1), dict(data__task="group_z7_n3"), dict(data__targets="running")],
+    ids=str,
+)
+def test_other_examples_of_a_synthetic_task_are_other_data(
+    changed: dict, workdir: epath.Path
+) -> None:
+    fresh = prepare(small_config(mesh__data=1, data__length=5, **changed))
+    state, taken, batches = start(fresh, workdir / "checkpoints" / "4")
+    assert "with other data: step and rows count from 0" in taken
+    assert (int(state.step), batches.state()["rows"]) == (0, 0)
+
+
 def test_another_vocabulary_is_refused(workdir: epath.Path) -> None:
     job = prepare(small_config(mesh__data=1, data__task="group_s3_n4", model__vocab_size=16))
     with pytest.raises(UserError, match="is not the one that the model was trained with"):

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 from typing import Any
 
 import jax
@@ -11,6 +12,9 @@ import zstandard
 from etils import epath
 from helpers import small_config, write_pile
 
+from looped_jax.analysis import compare
+from looped_jax.analysis.models import task_groups
+from looped_jax.analysis.records import find_runs
 from looped_jax.config import UserError
 from looped_jax.data.pipeline import make_source
 from looped_jax.data.vocabulary import train_sentencepiece
@@ -78,6 +82,58 @@ def rewritten(shard: pathlib.Path, old: bytes, new: bytes) -> None:
     """Another text in a file of the same name."""
     text = zstandard.ZstdDecompressor().decompressobj().decompress(shard.read_bytes())
     shard.write_bytes(zstandard.ZstdCompressor().compress(text.replace(old, new)))
+
+
+def test_a_start_on_other_data_is_refused_and_changes_nothing(
+    pile: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "r"
+    train(prepare(text_config(pile, train__steps=2)), epath.Path(workdir))
+    before = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+    write_pile(tmp_path / "other", seed=1)
+    shutil.copytree(pile, tmp_path / "held out")
+    shutil.copy(tmp_path / "other" / "val.jsonl.zst", tmp_path / "held out")
+    for other, message in (
+        ("other", "is not what this run was trained on"),
+        ("held out", "text is not evaluated on what workdir .* was evaluated on"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(prepare(text_config(tmp_path / other, train__steps=2)), epath.Path(workdir))
+        after = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
+        assert after == before
+    # The same data elsewhere are the same data; a finished run keeps what is known of its making.
+    shutil.copytree(pile, tmp_path / "moved")
+    train(prepare(text_config(tmp_path / "moved", train__steps=2)), epath.Path(workdir))
+    assert (workdir / "run.json").read_bytes() == before["run.json"]
+    assert json.loads((workdir / "config.json").read_text())["data"]["path"].endswith("moved")
+
+
+def test_runs_are_of_the_same_data_by_content(pile: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Not by the path, under which there may be others by now."""
+    place = tmp_path / "pile"
+    shutil.copytree(pile, place)
+    train(prepare(text_config(place, train__steps=2)), epath.Path(tmp_path / "runs" / "0"))
+    for seed, folder in ((1, place), (2, tmp_path / "moved")):
+        if seed == 2:
+            place.rename(folder)
+        config = text_config(folder, train__steps=2, seed=seed)
+        train(prepare(config), epath.Path(tmp_path / "runs" / str(seed)))
+    rewritten(folder / "train-00000.jsonl.zst", b"loop", b"pool")
+    folder.rename(place)
+    config = text_config(place, train__steps=2, seed=3)
+    train(prepare(config), epath.Path(tmp_path / "runs" / "3"))
+    groups, left_out = task_groups(find_runs([str(tmp_path / "runs")])[0])
+    assert [[r.seed for m in group.models for r in m.records] for group in groups] == [
+        [0, 1, 2],
+        [3],
+    ]
+    assert not left_out
+    assert len({group.title for group in groups}) == 2
+    runs = [
+        compare.read_run(name, epath.Path(tmp_path / "runs" / name), config, 1, 1, "eval/text/loss")
+        for name in "023"
+    ]
+    assert runs[0].data == runs[1].data != runs[2].data
 
 
 def test_raw_text_that_was_edited_in_place_is_refused(
