@@ -9,6 +9,8 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
+import statistics
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -18,6 +20,7 @@ from looped_jax.analysis.fits import percent_gap
 from looped_jax.analysis.records import CONTENT, PLACE, UNKNOWN, Record
 from looped_jax.data.tasks.downstream import group_members
 from looped_jax.data.tasks.downstream.base import GROUPS
+from looped_jax.evaluation.intervals import Interval
 from looped_jax.evaluation.metric_table import Measured, Metric, clear_gain
 from looped_jax.evaluation.metrics import metric_of
 from looped_jax.models.loop_plan import LoopPlan
@@ -81,15 +84,19 @@ class Model:
         return Metric(metric).average(values) if values else None
 
     def measured(self, metric: str) -> Measured | None:
-        """The mean, and its noise over what it was measured on."""
-        seeds = self.seeds(metric)
-        if len(seeds) == 1:
-            return seeds[0][1], seeds[0][0].noise(metric)
+        """The mean, and its noise over what it was measured on: that of one seed, the average of
+        all. (That of their mean would be less, and say nothing of how seeds differ.)"""
         mean = self.mean(metric)
         if mean is None:
             return None
-        # As of one seed's examples: those of all would say nothing of how seeds differ.
-        return mean, Metric(metric).noise({metric: mean}, self.first.examples)
+        below, above = [], []
+        for record, value in self.seeds(metric):
+            noise = _noise(record, metric)
+            if noise is None:
+                return mean, None
+            below.append(value - noise[0])
+            above.append(noise[1] - value)
+        return mean, (mean - statistics.fmean(below), mean + statistics.fmean(above))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +242,26 @@ def metric_curve(record: Record, metric: str) -> list[tuple[int, float]]:
         for line in record.evaluations
         if all(key in line for key in needed)
     ]
+
+
+def _noise(record: Record, metric: str) -> Interval | None:
+    """The 95% interval of a run's last value; of a group's average that of independent tasks."""
+    group = Metric(metric).group
+    if not group:
+        return record.noise(metric)
+    needed = _headlines(group)
+    lines = [line for line in record.evaluations if all(key in line for key in needed)]
+    intervals = [Metric(key).interval(lines[-1]) for key in needed] if lines else []
+    known = [interval for interval in intervals if interval is not None]
+    if not lines or len(known) < len(needed):
+        return None
+    values = [lines[-1][key] for key in needed]
+    mean = statistics.fmean(values)
+    off = [
+        math.hypot(*(i[end] - value for i, value in zip(known, values, strict=True))) / len(needed)
+        for end in (0, 1)
+    ]
+    return mean - off[0], mean + off[1]
 
 
 def _headlines(group: str) -> list[str]:

@@ -19,6 +19,8 @@ from looped_jax.analysis.models import task_groups
 from looped_jax.analysis.records import Record, append_evaluation, find_runs
 from looped_jax.analysis.report import build
 from looped_jax.config import UserError
+from looped_jax.data.tasks.downstream import group_members
+from looped_jax.evaluation.metrics import metric_of
 from looped_jax.training.metrics import read_metrics
 
 ACCURACY = "eval/group_z7_n4/accuracy"
@@ -141,6 +143,29 @@ def test_the_gap_is_between_models_alike_but_for_the_plan(
     table = tables(tmp_path)["results_group_z7_n4"]
     shown = [row[table.header.index("% Gap")] for row in table.rows if "% Gap" in table.header]
     assert shown == ([] if gap is None else ["", gap, ""])
+
+
+@pytest.mark.parametrize(("off", "gap"), [(0.02, 50), (0.2, None)])
+def test_a_group_of_tasks_has_a_gap_where_it_is_more_than_the_noise_of_its_tasks(
+    off: float, gap: int | None, tmp_path: pathlib.Path
+) -> None:
+    names = [f"eval/{n}/{metric_of(n)([]).headline}" for n in group_members("math_word_problems")]
+    for plan, value in (("1x1", 0.3), ("1x2", 0.35), ("2x1", 0.4)):
+        line = {"step": 12.0, "eval/text/loss": 2.0}
+        for name in names:
+            line |= {name: value, f"{name}_low": value - off, f"{name}_high": value + off}
+        for seed in (0, 1):
+            folder = tmp_path / f"{plan}-{seed}"
+            changes = dict(data__task="text", data__length=32, model__plan=plan, seed=seed)
+            write_run(folder, [line], **changes)
+    (group,), _ = task_groups(find_runs([str(tmp_path)])[0])
+    model = next(m for m in group.models if str(m.plan) == "1x2")
+    measured = model.measured("group/math_word_problems")
+    assert measured is not None and measured[1] is not None
+    # The error of a mean of n independent numbers is that of one over the root of n.
+    assert 0.35 - measured[1][0] == pytest.approx(off / len(names) ** 0.5)
+    of_group = group.gap(model, "group/math_word_problems")
+    assert of_group == (None if gap is None else pytest.approx(gap))
 
 
 def test_a_stopped_seed_is_not_averaged_and_a_stopped_model_has_no_gap(
