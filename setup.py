@@ -51,6 +51,8 @@ setup(
     description="Looped transformers in JAX: training, evaluation and theory, laptop to TPU pod.",
     long_description=(pathlib.Path(__file__).parent / "README.md").read_text(),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["looped_jax", "looped_jax.*"]),
     install_requires=CORE,
