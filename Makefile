@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint golden clean
+.PHONY: quickstart test lint golden build-file clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m looped_jax.main --config=experiments/quickstart.py
@@ -18,6 +18,9 @@ lint: $(VENV)/installed-test
 
 golden: $(VENV)/installed-test
 	$(BIN)/python tests/golden.py
+
+build-file:
+	$(PYTHON) tests/build_file.py
 
 clean:
 	rm -rf $(VENV)

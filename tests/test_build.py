@@ -6,6 +6,7 @@ import pathlib
 import shutil
 import subprocess
 
+import build_file
 import pytest
 from conftest import ROOT
 
@@ -65,6 +66,10 @@ def test_a_rule_depends_on_what_its_sources_import(name: str) -> None:
         declared -= {"testing"}  # Fixtures and the environment, found by pytest.
         imported -= {"testing"}
     assert declared == imported
+
+
+def test_it_is_what_the_imports_say() -> None:
+    assert build_file.BUILD.read_text() == build_file.text(), "run: make build-file"
 
 
 def test_there_is_a_library_per_package_a_binary_and_a_test_per_test_file() -> None:
