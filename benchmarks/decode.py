@@ -22,7 +22,7 @@ from benchmarks.train_step import FF, D, H, K, L, V, llama
 from looped_jax.config import default_config
 from looped_jax.inference.generator import Generator
 from looped_jax.models.layers import ModelConfig
-from looped_jax.models.transformer import LoopedTransformer
+from looped_jax.models.transformer import LoopedTransformer, forward, logits
 from looped_jax.parallel.mesh import make_mesh
 from looped_jax.training.optimizer import make_optimizer
 from looped_jax.training.state import init_state, parameter_axes, state_layout
@@ -37,7 +37,7 @@ def ours() -> tuple[LoopedTransformer, Any, Any, Any]:
     config = default_config()
     config.model.update(plan=f"{K}x{L}", d_model=D, num_heads=H, d_ff=FF, vocab_size=V)
     model = LoopedTransformer(
-        ModelConfig.from_config(config.model, vocab_size=V, max_length=PROMPT + NEW)
+        ModelConfig.from_config(config, vocab_size=V, max_length=PROMPT + NEW)
     )
     mesh = make_mesh(config)
     optimizer = make_optimizer(config.optimizer, 1, parameter_axes(model))
@@ -51,7 +51,7 @@ def ways(rows: int, model: Any, params: Any, mesh: Any, rules: Any, peer: Any) -
     prompts = rng.integers(3, V, size=(rows, PROMPT)).astype(np.int32)
     generator = Generator(model, params, mesh, rules, batch_size=rows)
     texts = prompts.tolist()
-    forward = jax.jit(lambda p, t: model.apply({"params": p}, t))
+    whole_pass = jax.jit(lambda p, t: logits(model.config, forward(model, p, t)))
     whole = np.pad(prompts, ((0, 0), (0, NEW)))
     theirs = torch.from_numpy(prompts.astype(np.int64))
 
@@ -61,8 +61,8 @@ def ways(rows: int, model: Any, params: Any, mesh: Any, rules: Any, peer: Any) -
 
     def without_cache() -> None:
         for i in range(NEW_WITHOUT_CACHE):
-            logits = forward(params, whole)[:, PROMPT - 1 + i]
-            whole[:, PROMPT + i] = np.asarray(logits).argmax(-1)
+            logits_BV = whole_pass(params, whole)[:, PROMPT - 1 + i]
+            whole[:, PROMPT + i] = np.asarray(logits_BV).argmax(-1)
 
     def huggingface(use_cache: bool, count: int) -> Callable[[], None]:
         def run() -> None:

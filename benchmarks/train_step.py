@@ -41,7 +41,7 @@ def looped_jax_step(tokens: np.ndarray, **model_fields: Any) -> Step:
     config.model.update(model_fields)
     config.optimizer.update(name="adamw", learning_rate=RATE, weight_decay=DECAY, clip_norm=0.0)
     config.train.batch_size = B
-    model = LoopedTransformer(ModelConfig.from_config(config.model, vocab_size=V, max_length=T))
+    model = LoopedTransformer(ModelConfig.from_config(config, vocab_size=V, max_length=T))
     optimizer = make_optimizer(config.optimizer, 1000, parameter_axes(model))
     mesh = make_mesh(config)
     layout = state_layout(model, optimizer, mesh, config.mesh.rules)

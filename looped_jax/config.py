@@ -49,6 +49,7 @@ DEFAULT_SHARDING_RULES = (
     ("head_dim", None),
     ("mlp", "tensor"),
     ("layers", None),
+    ("loops", None),
     ("positions", None),
     ("cache", None),
     ("activation_embed", None),
@@ -98,6 +99,15 @@ def default_config() -> ConfigDict:
             gather="layer",
             # Logits held at once on a device while the loss is computed, float32; MB.
             logits_mb=1024,
+        )
+    )
+    # What looped segments do beside passing through their layers, see docs/loop_variants.md.
+    config.loop = ConfigDict(
+        dict(
+            injection="none",  # none | add: the segment's input is added before every loop.
+            per_loop="none",  # none | embedding: a learned vector per loop is added before it.
+            # Parameters that a loop beyond the trained ones takes: last | mean (of all) | refuse.
+            beyond_trained="last",
         )
     )
     config.mesh = ConfigDict(
@@ -189,6 +199,9 @@ CHOICES = {
     "model.unroll": ("auto", "none", "layers", "full"),
     "model.attention": ("auto", "xla", "splash", "cudnn"),
     "model.gather": ("layer", "segment"),
+    "loop.injection": ("none", "add"),
+    "loop.per_loop": ("none", "embedding"),
+    "loop.beyond_trained": ("last", "mean", "refuse"),
     "optimizer.name": ("adafactor", "adamw", "sgd"),
     "optimizer.schedule": ("cosine", "constant", "rsqrt"),
     "data.targets": ("answer", "running"),

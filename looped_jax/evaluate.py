@@ -48,7 +48,7 @@ def main(overrides: dict[str, str]) -> None:
     job, config = run.job, run.job.config
     counts = loop_counts(_LOOPS.value)
     for loops in counts:
-        job.model.config.plan.with_loops(loops)  # UserError before anything is read.
+        job.model.config.with_loops(loops)  # UserError before anything is read.
     sets = held_out_sets(config, job.mesh, _SPLIT.value)  # UserError if a text is not there.
     others = tuple(name for name in config.eval.tasks if name != "text")
     names = downstream.expand(others) if config.data.task == "text" else ()

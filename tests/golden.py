@@ -92,7 +92,8 @@ def model_flops(job: Job) -> float:
     return train_flops(model, job.config.train.batch_size, model.max_length) / job.mesh.size
 
 
-# Between them all options of config.model that change numbers, all optimizers, and what else does.
+# Between them all options of config.model and config.loop that change numbers, all optimizers, and
+# what else does.
 MODELS = {
     "plain": dict(model__plan="1x2"),
     "middle loop, swiglu, layernorm, biases, learned positions, untied": dict(
@@ -119,6 +120,9 @@ MODELS = {
         model__rope_theta=100.0,
         regularizer__block=2,
         optimizer__weight_decay=0.1,
+    ),
+    "input injection, loop embedding": dict(
+        model__plan="1x3", loop__injection="add", loop__per_loop="embedding"
     ),
     "running targets, accumulation, rsqrt": dict(
         data__targets="running", train__grad_accumulation=2, optimizer__schedule="rsqrt"

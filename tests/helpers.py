@@ -12,7 +12,8 @@ from flax import linen as nn
 from looped_jax.config import ConfigDict, default_config, set_key
 from looped_jax.models.layers import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
-from looped_jax.models.transformer import LoopedTransformer
+from looped_jax.models.loops.base import init_keys, parameters
+from looped_jax.models.transformer import LoopedTransformer, batch_forward, forward, logits
 
 MESHES = {
     "1": dict(mesh__data=1),
@@ -37,15 +38,22 @@ def small_model(plan: str = "2x2", **fields: Any) -> LoopedTransformer:
 def init(model: LoopedTransformer, seed: int = 0) -> Any:
     """Its parameters, plain arrays."""
     tokens = np.zeros((1, 2), np.int32)
-    return nn.unbox(jax.jit(model.init)(jax.random.key(seed), tokens))["params"]
+    variables = jax.jit(model.init)(init_keys(jax.random.key(seed)), tokens)
+    return nn.unbox(parameters(variables))
 
 
 def batch_logits(
     model: LoopedTransformer, params: Any, batch: dict[str, Any], loops: int | None = None
 ) -> Any:
     """logits_BTV of a batch of rows."""
-    arguments = (batch["tokens"], batch["segment_ids"], batch["positions"])
-    return model.apply({"params": params}, *arguments, loops=loops)
+    return logits(model.config, batch_forward(model, params, batch, loops=loops))
+
+
+def token_logits(
+    model: LoopedTransformer, params: Any, tokens_BT: Any, loops: int | None = None
+) -> Any:
+    """logits_BTV of rows of one document each."""
+    return logits(model.config, forward(model, params, tokens_BT, loops=loops))
 
 
 def share(process: int, of: int, batch_size: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from looped_jax.data.rows import Rows, RowSource
 from looped_jax.data.text import TextRows
 from looped_jax.evaluation.intervals import ratio_interval
 from looped_jax.models.loss import token_scores
-from looped_jax.models.transformer import LoopedTransformer, hidden_and_kernel
+from looped_jax.models.transformer import LoopedTransformer, batch_forward
 from looped_jax.parallel.mesh import mesh_context, put_batch, replicated
 
 
@@ -35,8 +35,10 @@ def row_sums(
 ) -> dict[str, jax.Array]:
     """Sums over a batch: rows with an answer and rows right; cross-entropy, weight and bytes of
     text, each as an array over ``documents``."""
-    x_BTD, kernel_VD = hidden_and_kernel(model, params, batch, loops)
-    xent_BT, likeliest_BT = token_scores(model.config, x_BTD, kernel_VD, batch["targets"])
+    output = batch_forward(model, params, batch, loops=loops)
+    xent_BT, likeliest_BT = token_scores(
+        model.config, output.x_BTD, output.kernel_VD, batch["targets"]
+    )
     right_BT = likeliest_BT == batch["targets"]
     asked_B = jnp.any(batch["answer"], axis=1)
     right_B = jnp.all(right_BT | ~batch["answer"], axis=1) & asked_B

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from looped_jax.models.layers import KeyValues, ModelConfig
-from looped_jax.models.transformer import Inference, LoopedTransformer
+from looped_jax.models.transformer import Inference, LoopedTransformer, Output, forward, logits
 
 # Logical axes of a segment's cache [L, k, B, G, S, K].
 _AXES = (None, "layers", "batch", "activation_heads", "cache", "head_dim")
@@ -44,7 +44,7 @@ class Cache:
 
 def cache_bytes(config: ModelConfig, rows: int, capacity: int, loops: int | None = None) -> int:
     """Memory of a cache: D x 2 x rows x capacity x G x K values of the compute type."""
-    depth = config.plan.with_loops(loops).effective_depth
+    depth = config.with_loops(loops).effective_depth
     numbers = depth * 2 * rows * capacity * config.num_kv_heads * config.head_dim
     return numbers * jnp.dtype(config.dtype).itemsize
 
@@ -66,7 +66,8 @@ def prefill(
       loops: as in LoopedTransformer.
     """
     inference = Inference(length_B - 1)
-    logits_BV, kept = model.apply({"params": params}, tokens_BT, loops=loops, inference=inference)
+    output = forward(model, params, tokens_BT, loops=loops, inference=inference)
+    logits_BV, kept = _next(model, output)
     width = tokens_BT.shape[1]
 
     def grow(array: jax.Array) -> jax.Array:
@@ -99,14 +100,19 @@ def decode(
     place_S = jnp.arange(cache.capacity)
     own_S = (place_S > cache.prompt_width) & (place_S <= last)
     seen_BS = (place_S < cache.prompt_B[:, None]) | own_S
-    logits_BV, kept = model.apply(
-        {"params": params},
+    output = forward(
+        model,
+        params,
         token_B[:, None],
         positions_BT=(cache.prompt_B + cache.generated)[:, None],
         loops=loops,
         inference=Inference(jnp.zeros_like(cache.prompt_B), segments, seen_BS),
     )
-    kept_all: Any = kept
-    return logits_BV, Cache(
-        segments, kept_all, cache.prompt_B, cache.generated + 1, cache.prompt_width
-    )
+    logits_BV, kept = _next(model, output)
+    return logits_BV, Cache(segments, kept, cache.prompt_B, cache.generated + 1, cache.prompt_width)
+
+
+def _next(model: LoopedTransformer, output: Output) -> tuple[jax.Array, tuple[KeyValues, ...]]:
+    """logits_BV of what follows, and the keys and values of each segment."""
+    kept = tuple(segment.kept for segment in output.segments if segment.kept is not None)
+    return logits(model.config, output)[:, 0], kept

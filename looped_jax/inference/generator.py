@@ -19,7 +19,7 @@ from looped_jax.data.rows import EOS, PAD
 from looped_jax.inference.cache import Cache, decode, prefill
 from looped_jax.inference.sampling import Sampling, sample
 from looped_jax.models.loss import token_scores
-from looped_jax.models.transformer import LoopedTransformer, hidden_and_kernel
+from looped_jax.models.transformer import LoopedTransformer, batch_forward
 from looped_jax.parallel.mesh import BATCH_AXES, mesh_context, replicated
 
 GREEDY = Sampling()
@@ -79,7 +79,7 @@ class Generator:
         loops: int | None = None,
         batch_size: int = 16,
     ):
-        model.config.plan.with_loops(loops)  # UserError for a plan without loops.
+        model.config.with_loops(loops)  # UserError for what the plan cannot do.
         # Prompts come in lengths that the kernels for training rows do not take.
         model = LoopedTransformer(dataclasses.replace(model.config, attention="xla"))
         self.params = params
@@ -289,6 +289,6 @@ def _token_scores(
 ) -> tuple[jax.Array, jax.Array]:
     """log p of each target, and whether it is the likeliest token."""
     batch = {"tokens": tokens_BT, "segment_ids": None, "positions": None}
-    x_BTD, kernel_VD = hidden_and_kernel(model, params, batch, loops)
-    xent_BT, likeliest_BT = token_scores(model.config, x_BTD, kernel_VD, targets_BT)
+    output = batch_forward(model, params, batch, loops=loops)
+    xent_BT, likeliest_BT = token_scores(model.config, output.x_BTD, output.kernel_VD, targets_BT)
     return -xent_BT, likeliest_BT == targets_BT

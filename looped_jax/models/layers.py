@@ -68,6 +68,8 @@ class ModelConfig:
     positions: str = "rope"
     rope_theta: float = 10000.0
     tied_output: bool = True
+    loop: tuple[tuple[str, str], ...] = ()  # Option of config.loop, variant; see models/loops/.
+    beyond_trained: str = "last"
     dtype: Any = jnp.float32
     remat: str = "none"
     saved_names: tuple[str, ...] = ()
@@ -84,22 +86,35 @@ class ModelConfig:
     def head_dim(self) -> int:
         return self.head_size or self.d_model // self.num_heads
 
+    def with_loops(self, loops: int | None) -> LoopPlan:
+        """The plan with other loop counts, as LoopPlan.with_loops; UserError, too, for more loops
+        than there are parameters for."""
+        plan = self.plan.with_loops(loops)
+        refuses = "per_loop" in dict(self.loop) and self.beyond_trained == "refuse"
+        if refuses and any(s.loops > s.trained_loops for s in plan.segments):
+            raise UserError(
+                f"loops={loops}: plan {self.plan} has no parameters for so many loops; "
+                "config.loop.beyond_trained='last' or 'mean' says which they take"
+            )
+        return plan
+
     @classmethod
     def from_config(
         cls,
-        model: ConfigDict,
+        config: ConfigDict,
         *,
         vocab_size: int,
         max_length: int,
         platform: str = "cpu",
         length_shards: int = 1,
     ) -> "ModelConfig":
-        """Resolves config.model for data with this vocabulary and row length, on a platform and
-        with rows split over so many devices.
+        """Resolves config.model and config.loop for data with this vocabulary and row length,
+        on a platform and with rows split over so many devices.
 
         UserError if config.model.vocab_size is less than the data's, or config.model.attention
         cannot run on the platform.
         """
+        model, loop = config.model, config.loop.to_dict()
         if 0 < model.vocab_size < vocab_size:
             raise UserError(
                 f"config.model.vocab_size={model.vocab_size} is less than the data's vocabulary of "
@@ -107,6 +122,8 @@ class ModelConfig:
             )
         fields = {**model.to_dict(), "max_length": max_length, "platform": platform}
         fields["plan"] = LoopPlan.parse(model.plan)
+        fields["beyond_trained"] = loop.pop("beyond_trained")
+        fields["loop"] = tuple(sorted((k, name) for k, name in loop.items() if name != "none"))
         fields["vocab_size"] = model.vocab_size or 8 * -(-vocab_size // 8)
         fields["ids_in_use"] = vocab_size
         fields["num_kv_heads"] = model.num_kv_heads or model.num_heads

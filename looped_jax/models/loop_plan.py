@@ -16,6 +16,10 @@ class Segment:
 
     layers: int
     loops: int
+    trained_loops: int = 0  # Of its parameters, where there are some per loop; 0: ``loops``.
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trained_loops", self.trained_loops or self.loops)
 
     def __str__(self) -> str:
         return f"{self.layers}x{self.loops}"
@@ -77,11 +81,11 @@ class LoopPlan:
             return self
         if loops < 1:
             raise UserError(f"loops={loops} must be at least 1")
-        if all(segment.loops == 1 for segment in self.segments):
+        if all(segment.trained_loops == 1 for segment in self.segments):
             raise UserError(f"plan {self} has no looped segment whose loops could be changed")
         return LoopPlan(
             tuple(
-                Segment(segment.layers, loops if segment.loops > 1 else 1)
-                for segment in self.segments
+                dataclasses.replace(s, loops=loops if s.trained_loops > 1 else 1)
+                for s in self.segments
             )
         )

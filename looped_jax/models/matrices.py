@@ -14,13 +14,17 @@ def layered(names: Sequence[str | None], sizes: Sequence[Any], merge: Any) -> tu
     for a vector: `head_dim` is one with the heads before it.
 
     Args:
-      names: logical axes, e.g. (layers, embed, heads, head_dim).
+      names: logical axes, e.g. (layers, embed, heads, head_dim). What each loop has for itself has
+        `loops` in front, as good as more layers.
       sizes: what belongs to them, e.g. sizes.
       merge: makes one of two, e.g. a product.
     Returns the first entry None where the parameter is no layer's.
     """
     pairs = list(zip(names, sizes, strict=True))
-    found: list[Any] = [None] if not names or names[0] != "layers" else [pairs.pop(0)[1]]
+    found: list[Any] = [None]
+    while pairs and pairs[0][0] in ("loops", "layers"):
+        _, size = pairs.pop(0)
+        found = [size if found[0] is None else merge(found[0], size)]
     for name, size in pairs:
         if name == "head_dim":
             found[-1] = merge(found[-1], size)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from looped_jax.config import UserError
+from looped_jax.models import transformer
 from looped_jax.models.layers import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.transformer import LoopedTransformer
@@ -184,7 +185,8 @@ def forward(
 def _forward(
     model: LoopedTransformer, loops: int | None, hidden: bool, params: Any, tokens_BT: Any
 ) -> Any:
-    return model.apply({"params": params}, tokens_BT, loops=loops, hidden=hidden)
+    output = transformer.forward(model, params, tokens_BT, loops=loops)
+    return output.x_BTD if hidden else transformer.logits(model.config, output)
 
 
 def exact_width(minimum: int, dtype: str) -> int:

@@ -116,7 +116,8 @@ def random_model(
         unroll="none",
     )
     model = LoopedTransformer(config)
-    params = nn.unbox(model.init(jax.random.key(seed), np.zeros((1, 2), np.int32)))["params"]
+    variables = model.init(jax.random.key(seed), np.zeros((1, 2), np.int32))
+    params = nn.unbox(variables)["params"]
     rng = np.random.default_rng(seed)
     depth = config.plan.effective_depth
 

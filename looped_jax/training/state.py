@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from looped_jax.models.loops.base import init_keys, parameters
 from looped_jax.models.matrices import layered, layered_shape
 from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel.mesh import parameter_shardings, replicated
@@ -47,7 +48,7 @@ def _boxed(model: LoopedTransformer, seed: int) -> Any:
     """Fresh parameters with their logical axis names."""
     _, key = jax.random.split(jax.random.PRNGKey(seed))
     # Parameter shapes do not depend on the row length: two tokens are enough to trace.
-    return model.init(key, jnp.zeros((1, 2), jnp.int32))["params"]
+    return parameters(model.init(init_keys(key), jnp.zeros((1, 2), jnp.int32)))
 
 
 def parameter_axes(model: LoopedTransformer) -> Any:

@@ -14,7 +14,7 @@ import optax
 
 from looped_jax.models.loss import loss_sums
 from looped_jax.models.regularizer import CosineRegularizer
-from looped_jax.models.transformer import LoopedTransformer, hidden_and_kernel
+from looped_jax.models.transformer import LoopedTransformer, batch_forward
 from looped_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -22,12 +22,16 @@ Metrics = dict[str, jax.Array]
 
 
 def loss_sum(
-    model: LoopedTransformer, params: Any, batch: Batch, z_loss: float
+    model: LoopedTransformer,
+    params: Any,
+    batch: Batch,
+    z_loss: float,
+    key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Sum over weighted tokens of (cross-entropy + z_loss * log(Z)^2), and of cross-entropy."""
-    x_BTD, kernel_VD = hidden_and_kernel(model, params, batch)
-    weights_BT = batch["loss_weights"]
-    return loss_sums(model.config, x_BTD, kernel_VD, batch["targets"], weights_BT, z_loss)
+    output = batch_forward(model, params, batch, key=key)
+    targets_BT, weights_BT = batch["targets"], batch["loss_weights"]
+    return loss_sums(model.config, output.x_BTD, output.kernel_VD, targets_BT, weights_BT, z_loss)
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:
@@ -42,13 +46,22 @@ def split_batch(batch: Batch, parts: int) -> Batch:
 
 
 def loss_and_grads(
-    model: LoopedTransformer, params: Any, batch: Batch, z_loss: float = 0.0, parts: int = 1
+    model: LoopedTransformer,
+    params: Any,
+    batch: Batch,
+    z_loss: float = 0.0,
+    parts: int = 1,
+    key: jax.Array | None = None,
 ) -> tuple[jax.Array, Any]:
-    """Mean cross-entropy and the gradient of the whole loss, in ``parts`` passes over the batch."""
+    """Mean cross-entropy and the gradient of the whole loss, in ``parts`` passes over the batch.
+
+    ``key``: for loops that draw; each part has one of its own.
+    """
     total = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
 
-    def part_loss(params: Any, part: Batch) -> tuple[jax.Array, jax.Array]:
-        loss, xent = loss_sum(model, params, part, z_loss)
+    def part_loss(params: Any, part: Batch, number: Any = 0) -> tuple[jax.Array, jax.Array]:
+        own = None if key is None else jax.random.fold_in(key, number)
+        loss, xent = loss_sum(model, params, part, z_loss, own)
         return loss / total, xent / total
 
     value_and_grad = jax.value_and_grad(part_loss, has_aux=True)
@@ -56,12 +69,12 @@ def loss_and_grads(
         (_, xent), grads = value_and_grad(params, batch)
         return xent, grads
 
-    def add(sums: tuple[jax.Array, Any], part: Batch) -> tuple[tuple[jax.Array, Any], None]:
-        (_, xent), grads = value_and_grad(params, part)
+    def add(sums: tuple[jax.Array, Any], numbered: Any) -> tuple[tuple[jax.Array, Any], None]:
+        (_, xent), grads = value_and_grad(params, *numbered)
         return jax.tree.map(jnp.add, sums, (xent, grads)), None
 
     zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    return jax.lax.scan(add, zeros, split_batch(batch, parts))[0]
+    return jax.lax.scan(add, zeros, (split_batch(batch, parts), jnp.arange(parts)))[0]
 
 
 def make_train_step(
@@ -70,11 +83,14 @@ def make_train_step(
     z_loss: float = 0.0,
     parts: int = 1,
     regularizer: CosineRegularizer | None = None,
+    seed: int = 0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The function (state, batch) -> (next state, scalars of this step), to be jitted."""
+    """The function (state, batch) -> (next state, scalars of this step), to be jitted. What a step
+    draws follows from ``seed`` and its number."""
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        loss, grads = loss_and_grads(model, state.params, batch, z_loss, parts)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        loss, grads = loss_and_grads(model, state.params, batch, z_loss, parts, key)
         similarity: Metrics = {}
         if regularizer is not None:
             of_penalty, by_group = jax.grad(regularizer, has_aux=True)(state.params)

@@ -105,7 +105,7 @@ def prepare(
             "(config.data.length)"
         )
     model_config = ModelConfig.from_config(
-        config.model,
+        config,
         vocab_size=spec.vocab_size,
         max_length=spec.length,
         platform=mesh.devices.flat[0].platform,
@@ -134,7 +134,12 @@ def jitted_train_step(job: Job) -> Any:
     train = job.config.train
     return jax.jit(
         make_train_step(
-            job.model, job.optimizer, train.z_loss, train.grad_accumulation, job.regularizer
+            job.model,
+            job.optimizer,
+            train.z_loss,
+            train.grad_accumulation,
+            job.regularizer,
+            job.config.seed,
         ),
         donate_argnums=0,
         out_shardings=(job.layout.shardings, None),

@@ -4,7 +4,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import batch_logits, init, share, small_config, small_model
+from helpers import batch_logits, init, share, small_config, small_model, token_logits
 
 from looped_jax.data.documents import Document, Turn
 from looped_jax.data.pipeline import make_source
@@ -39,7 +39,7 @@ class FixedRows:
 def greedy(model: LoopedTransformer, params: Any, inputs: list[int], count: int) -> list[int]:
     """Generates token by token, as a user of the model would."""
     tokens = list(inputs)
-    forward = jax.jit(lambda t: model.apply({"params": params}, t))
+    forward = jax.jit(lambda t: token_logits(model, params, t))
     for _ in range(count):
         padded = np.zeros((1, 12), np.int32)
         padded[0, : len(tokens)] = tokens

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import init, small_config, small_model
+from helpers import init, small_config, small_model, token_logits
 
 from looped_jax.inference.cache import Cache, cache_bytes, decode, prefill
 from looped_jax.parallel.mesh import make_mesh, mesh_context
@@ -48,7 +48,7 @@ def test_decoding_equals_the_full_forward_pass_token_by_token(
 ) -> None:
     model = small_model(**fields)
     params = init(model)
-    full = jax.jit(lambda p, t: model.apply({"params": p}, t, loops=loops))(params, tokens())
+    full = jax.jit(lambda p, t: token_logits(model, p, t, loops))(params, tokens())
     for i, logits in enumerate(decoded_logits(model, params, loops)):
         expected = full[np.arange(4), LENGTHS - 1 + i]
         np.testing.assert_allclose(logits, expected, rtol=2e-4, atol=2e-5)
@@ -64,7 +64,7 @@ def test_the_loop_count_at_decoding_matters() -> None:
 def test_in_bfloat16_decoding_stays_close_to_the_full_pass() -> None:
     model = small_model("2x2", dtype=jnp.bfloat16)
     params = init(model)
-    full = jax.jit(lambda p, t: model.apply({"params": p}, t))(params, tokens())
+    full = jax.jit(lambda p, t: token_logits(model, p, t))(params, tokens())
     for i, logits in enumerate(decoded_logits(model, params, None)):
         # Eight bits of mantissa, four layers.
         np.testing.assert_allclose(logits, full[np.arange(4), LENGTHS - 1 + i], atol=0.1)

@@ -4,7 +4,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import init, small_config, small_model
+from helpers import init, small_config, small_model, token_logits
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +34,7 @@ def generator(setup: tuple, batch_size: int = 4, **mesh: int) -> Generator:
 @pytest.fixture(scope="module")
 def full_logits(setup: tuple) -> Any:
     model, params = setup
-    forward = jax.jit(lambda t: model.apply({"params": params}, t))
+    forward = jax.jit(lambda t: token_logits(model, params, t))
 
     def logits(tokens: list[int]) -> np.ndarray:
         padded = np.zeros((1, LENGTH), np.int32)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import init, random_rows, small_model
+from helpers import init, random_rows, small_model, token_logits
 
 from looped_jax.models.flops import forward_flops, train_flops
 from looped_jax.parallel.compiled import cost
@@ -18,7 +18,8 @@ def measured(plan: str, **fields: Any) -> float:
     """FLOPs that XLA counts, all loops laid out (it counts a rolled loop's body once)."""
     model = small_model(plan, unroll="full", **{**SHAPE, **fields})
     tokens = jnp.zeros((4, 64), jnp.int32)
-    compiled = jax.jit(model.apply).lower({"params": init(model)}, tokens).compile()
+    logits = jax.jit(lambda params, tokens: token_logits(model, params, tokens))
+    compiled = logits.lower(init(model), tokens).compile()
     return compiled.cost_analysis()["flops"]
 
 

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import init, random_rows, small_config, small_model
+from helpers import batch_logits, init, random_rows, small_config, small_model
 
 from looped_jax.data.rows import BOS
 from looped_jax.inference.generator import Generator
 from looped_jax.inference.sampling import Sampling
 from looped_jax.models.loss import loss_sums, token_scores
-from looped_jax.models.transformer import hidden_and_kernel
+from looped_jax.models.transformer import batch_forward
 from looped_jax.parallel.mesh import make_mesh
 
 LENGTH, IDS = 16, 250
@@ -38,8 +38,8 @@ def test_in_bfloat16_scores_and_greedy_tokens_are_those_of_the_evaluation(tied: 
     @jax.jit
     def evaluated(params: Any, tokens: Any) -> Any:
         batch = {"tokens": tokens[:, :-1], "segment_ids": None, "positions": None}
-        x_BTD, kernel_VD = hidden_and_kernel(model, params, batch)
-        return token_scores(model.config, x_BTD, kernel_VD, tokens[:, 1:])
+        output = batch_forward(model, params, batch)
+        return token_scores(model.config, output.x_BTD, output.kernel_VD, tokens[:, 1:])
 
     xent_BT, likeliest_BT = map(np.asarray, evaluated(params, rows))
     own = generator(model, params)
@@ -56,10 +56,12 @@ def test_what_pads_the_vocabulary_takes_no_probability_and_no_gradient() -> None
     rows = random_rows(rows=2, length=LENGTH, vocab=IDS)
 
     def loss(params: Any) -> Any:
-        x_BTD, kernel_VD = hidden_and_kernel(model, params, rows)
-        return loss_sums(model.config, x_BTD, kernel_VD, rows["targets"], rows["loss_weights"])[1]
+        output = batch_forward(model, params, rows)
+        return loss_sums(
+            model.config, output.x_BTD, output.kernel_VD, rows["targets"], rows["loss_weights"]
+        )[1]
 
-    logits = model.apply({"params": params}, rows["tokens"], rows["segment_ids"], rows["positions"])
+    logits = batch_logits(model, params, rows)
     p_BTV = jax.nn.softmax(logits)
     assert p_BTV[..., IDS:].max() == 0
     # The padding's rows may hold anything.
@@ -101,9 +103,9 @@ def test_scoring_takes_no_more_memory_than_the_loss_at_256000_ids() -> None:
     batch = {"tokens": tokens, "segment_ids": None, "positions": None}
 
     def loss(params: Any, batch: Any, targets: Any) -> Any:
-        x_BTD, kernel_VD = hidden_and_kernel(model, params, batch)
+        output = batch_forward(model, params, batch)
         weights = jnp.ones(targets.shape)
-        return loss_sums(model.config, x_BTD, kernel_VD, targets, weights)[0]
+        return loss_sums(model.config, output.x_BTD, output.kernel_VD, targets, weights)[0]
 
     of_loss = jax.jit(jax.value_and_grad(loss)).lower(params, batch, tokens).compile()
     own = generator(model, None)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import batch_logits, init, random_rows, small_model
+from helpers import batch_logits, init, random_rows, small_model, token_logits
 
 from looped_jax.models.layers import Layer, LayerInputs, norm, rope_angles
 
@@ -141,7 +141,7 @@ def test_packed_rows_equal_separate_rows(positions: str) -> None:
     for row in range(3):
         for segment in (1, 2):
             where = np.flatnonzero(ROWS["segment_ids"][row] == segment)
-            alone = model.apply({"params": params}, ROWS["tokens"][row : row + 1, where])
+            alone = token_logits(model, params, ROWS["tokens"][row : row + 1, where])
             np.testing.assert_allclose(packed[row, where], alone[0], rtol=2e-5, atol=2e-5)
 
 

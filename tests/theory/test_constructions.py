@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import init, small_model
+from helpers import init, small_model, token_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,7 +69,7 @@ def test_the_last_position_doubles_what_it_has_composed_with_every_loop() -> Non
 def test_a_model_of_many_layers_is_one_looped_layer(plan: str, depth: int, distinct: int) -> None:
     model, params = random_model(plan, seed=0)
     rows_BT = np.random.default_rng(0).integers(0, 12, (4, 24)).astype(np.int32)
-    want = np.asarray(model.apply({"params": params}, rows_BT))
+    want = np.asarray(token_logits(model, params, rows_BT))
     built = simulate_depth.simulate_depth(model, params)
     got = simulate_depth.logits(built, rows_BT)
     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
@@ -93,7 +93,7 @@ def test_models_with_tied_output_and_without_biases_or_positions_are_simulated()
     model = small_model("2x2", norm="none", mlp="relu", positions="none", unroll="none")
     params = init(model)
     rows_BT = np.random.default_rng(0).integers(0, 16, (2, 12)).astype(np.int32)
-    want = np.asarray(model.apply({"params": params}, rows_BT))
+    want = np.asarray(token_logits(model, params, rows_BT))
     got = simulate_depth.logits(simulate_depth.simulate_depth(model, params), rows_BT)
     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
 
@@ -101,7 +101,7 @@ def test_models_with_tied_output_and_without_biases_or_positions_are_simulated()
 def test_b_must_exceed_what_idle_neurons_sum_to_and_no_more() -> None:
     model, params = random_model("2x2", seed=0)
     rows_BT = np.random.default_rng(0).integers(0, 12, (4, 24)).astype(np.int32)
-    want = np.asarray(model.apply({"params": params}, rows_BT))
+    want = np.asarray(token_logits(model, params, rows_BT))
     assert 2 <= smallest_b(model, params, rows_BT, want) <= 12
     # Far above, nothing is lost.
     looped = simulate_depth.simulate_depth(model, params, 2.0**60)
@@ -223,7 +223,7 @@ def test_a_model_trained_to_print_its_sums_does_so_in_loops() -> None:
     @jax.jit
     def step(params: object, state: object, rows: jax.Array) -> tuple[object, object]:
         def loss(params: object) -> jax.Array:
-            logits = model.apply({"params": params}, rows)[:, numbers - 1 : -1]
+            logits = token_logits(model, params, rows)[:, numbers - 1 : -1]
             xent = optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, numbers:])
             return jnp.mean(xent)
 

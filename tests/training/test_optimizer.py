@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import init, random_rows, small_config, small_model
+from helpers import batch_logits, init, random_rows, small_config, small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,7 +128,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_weighted_tokens_plus_z_loss() -> 
     model = small_model("1x1")
     params, rows = init(model), random_rows(rows=2)
     logits = np.asarray(
-        model.apply({"params": params}, rows["tokens"], rows["segment_ids"], rows["positions"]),
+        batch_logits(model, params, rows),
         dtype=np.float64,
     )
     log_z = np.log(np.exp(logits).sum(-1))

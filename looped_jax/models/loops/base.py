@@ -1,0 +1,122 @@
+"""What a kind of loop may do differently from the plain one, and what it is given for that.
+
+A segment k⊗L passes its input x0 through the same k layers L times (models/loops/segment.py):
+
+    state <- start(x0)
+    L times:  state <- enter(state);  state.x <- layers(state.x);  state <- leave(state)
+    x <- finish(state)
+
+A variant is a LoopVariant that replaces some of these steps. Shapes in names as in
+models/layers.py; L loops.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from looped_jax.models.layers import Array, KeyValues, LayerInputs, ModelConfig, partitioned
+
+# Flax's collection of parameters of which every loop has its own: [L, …] with the trained L.
+PER_LOOP = "per_loop"
+
+
+@struct.dataclass
+class LoopState:
+    """What goes from loop to loop: the residual stream, and by option of config.loop whatever a
+    variant carries beside it, arrays [B, …]."""
+
+    x_BTD: Array
+    extra: dict[str, Any] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class LoopContext:
+    """What is the same in all loops of a segment: its input, and what its layers are given."""
+
+    x0_BTD: Array
+    inputs: LayerInputs
+
+
+@struct.dataclass
+class LoopOutput:
+    """What a loop leaves behind; of a whole segment [L, …]. None is what nobody asked for.
+
+    kept: the keys and values of its layers, [k, B, G, T, K] each.
+    x_BTD: the residual stream at its end.
+    emitted: by option of config.loop what a variant says of the loop (a gate's logit, say).
+    """
+
+    kept: KeyValues | None = None
+    x_BTD: Array | None = None
+    emitted: dict[str, Any] = struct.field(default_factory=dict)
+
+
+class LoopVariant(nn.Module):
+    """The plain loop. A variant overrides the steps that it does differently.
+
+    Parameters that all loops share are made in `setup`, or in one step that is `nn.compact`;
+    those that each loop has for itself by `self.per_loop`, in `enter` or `leave`, made
+    `nn.compact`. ``loop`` counts from 0. `self.make_rng("loop")` in `start` gives a key, in
+    training one that follows from seed and step; elsewhere there is none unless the caller gives
+    one (`self.has_rng("loop")`).
+    """
+
+    config: ModelConfig
+
+    def start(self, state: LoopState, context: LoopContext) -> LoopState:
+        """Before the first loop; ``state.x_BTD`` is the segment's input."""
+        return state
+
+    def enter(self, state: LoopState, context: LoopContext, loop: Array) -> LoopState:
+        """Before the layers of a loop."""
+        return state
+
+    def leave(self, state: LoopState, context: LoopContext, loop: Array) -> LoopState:
+        """After the layers of a loop."""
+        return state
+
+    def emit(self, state: LoopState, loop: Array) -> Any:
+        """What LoopOutput.emitted has of a loop; None: nothing."""
+        return None
+
+    def finish(self, state: LoopState, context: LoopContext) -> LoopState:
+        """After the last loop."""
+        return state
+
+    def per_loop(self, name: str, init: Any, shape: tuple[int, ...], *axes: str) -> Array:
+        """This loop's own parameter of this shape and these logical axes, float32."""
+        make = partitioned(init, *axes)
+        value = self.variable(
+            PER_LOOP, name, lambda: make(self.make_rng(PER_LOOP), shape, jnp.float32)
+        )
+        return value.value
+
+
+def rows_of(array_L: Array, loops: int, beyond: str) -> Array:
+    """Per-loop parameters [L, …] for another number of loops: the first ones, and beyond the
+    trained ones, as ``beyond`` says, the last one again or the mean of all."""
+    trained = len(array_L)
+    if loops <= trained:
+        return array_L[:loops]
+    more = array_L[-1:] if beyond == "last" else jnp.mean(array_L, axis=0, keepdims=True)
+    return jnp.concatenate([array_L, jnp.repeat(more, loops - trained, axis=0)])
+
+
+def collections(params: Any) -> dict[str, Any]:
+    """Flax's collections of a model's parameters, a tree in which those per loop are under
+    `per_loop`, for `model.apply`."""
+    shared = {name: tree for name, tree in params.items() if name != PER_LOOP}
+    return {"params": shared} | {name: params[name] for name in params if name == PER_LOOP}
+
+
+def parameters(variables: Any) -> Any:
+    """The inverse of ``collections``: one tree of what `model.init` made."""
+    return dict(variables["params"]) | {k: variables[k] for k in variables if k == PER_LOOP}
+
+
+def init_keys(key: Array) -> dict[str, Array]:
+    """Keys for `model.init`: those of shared parameters do not depend on whether others exist."""
+    return {"params": key, PER_LOOP: jax.random.fold_in(key, 1)}

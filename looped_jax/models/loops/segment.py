@@ -1,0 +1,231 @@
+"""A segment k⊗L: one `nn.scan` over L loops, whose body shares its parameters between loops, around
+one `nn.scan` over k layers, whose parameters are stacked. Trace and compile time therefore do not
+grow with k or L (unless `unroll` asks for it).
+
+Whatever kind of loop it is, scans, rematerialisation, gathered weights and the cache are done here.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from looped_jax.models.layers import Array, KeyValues, Layer, LayerInputs, ModelConfig
+from looped_jax.models.loop_plan import Segment
+from looped_jax.models.loops import VARIANTS
+from looped_jax.models.loops.base import (
+    PER_LOOP,
+    LoopContext,
+    LoopOutput,
+    LoopState,
+    LoopVariant,
+    init_keys,
+    rows_of,
+)
+from looped_jax.parallel.mesh import BATCH_AXES
+from looped_jax.parallel.per_device import gather, per_device, spec_of, split_axes
+
+# XLA runs a while loop's body slower than the same operations laid out straight: on CPU by
+# 20-40% (docs/performance.md), where a compile of up to this many layers is also cheap.
+# Deeper models keep both scans rolled, so that compile time stays bounded.
+CPU_UNROLL_MAX_DEPTH = 12
+
+
+def unrolled_scans(config: ModelConfig, segment: Segment) -> tuple[bool, bool]:
+    """Whether the scan over layers and the scan over loops are laid out straight."""
+    mode = config.unroll
+    if mode == "auto":
+        on_cpu = config.platform == "cpu"
+        shallow = segment.layers * segment.loops <= CPU_UNROLL_MAX_DEPTH
+        mode = "full" if on_cpu and shallow else "none"
+    return mode in ("layers", "full"), mode == "full"
+
+
+def remat(config: ModelConfig, target: Any, at: str, prevent_cse: bool) -> Any:
+    """Wraps a module, or a method, so that its inside is recomputed in the backward pass.
+
+    `layer` keeps only layer inputs, `loop` only the inputs of each loop, `dots` keeps matrix
+    products without batch dimensions and recomputes the element-wise work, `names` keeps, of each
+    layer, what config.saved_names say on the device and what config.offloaded_names say in the
+    host's memory.
+    """
+    policies = jax.checkpoint_policies
+    if config.remat == "dots" and at == "layer":
+        policy = policies.dots_with_no_batch_dims_saveable
+        return nn.remat(target, prevent_cse=prevent_cse, policy=policy)
+    if config.remat == "names" and at == "layer":
+        policy = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=config.saved_names,
+            names_which_can_be_offloaded=config.offloaded_names,
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+        return nn.remat(target, prevent_cse=prevent_cse, policy=policy)
+    if config.remat == at:
+        return nn.remat(target, prevent_cse=prevent_cse)
+    return target
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a pass returns beside the residual stream at its end, of every loop: keys and values,
+    the stream, what variants emit."""
+
+    kept: bool = False
+    states: bool = False
+    emitted: bool = False
+
+
+NOTHING = Wanted()
+
+
+class LayerStep(nn.Module):
+    """A Layer in the form that `nn.scan` takes: (carry, the layer's number, broadcast inputs) ->
+    (carry, the layer's new keys and values)."""
+
+    config: ModelConfig
+    keep: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: Array, layer: Array, loop: Array, inputs: LayerInputs
+    ) -> tuple[Array, KeyValues | None]:
+        """One layer; ``loop`` and ``layer`` tell its place in a cache."""
+        return Layer(self.config, self.keep, name="layer")(x_BTD, inputs, (loop, layer))
+
+
+class LoopedSegment(nn.Module):
+    """k⊗L, a function of x_BTD: f∘f∘…∘f of the paper's section 1, with config.loop's variants."""
+
+    config: ModelConfig
+    segment: Segment
+    wanted: Wanted = NOTHING
+
+    def setup(self) -> None:
+        """Makes the stack of layers and, in a segment that is looped, the variants, each under its
+        option's name."""
+        chosen = dict(self.config.loop) if self.segment.trained_loops > 1 else {}
+        self.options = tuple(option for option in VARIANTS if option in chosen)
+        for option in self.options:
+            setattr(self, option, VARIANTS[option][chosen[option]](self.config))
+        unroll, _ = unrolled_scans(self.config, self.segment)
+        self.layers = nn.scan(
+            # Inside a rolled scan XLA cannot merge the recomputation with the original.
+            remat(self.config, LayerStep, "layer", prevent_cse=unroll),
+            variable_axes={"params": 0, PER_LOOP: 0},
+            split_rngs={"params": True, PER_LOOP: True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=self.segment.layers,
+            unroll=self.segment.layers if unroll else 1,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(self.config, self.wanted.kept)
+
+    def variants(self) -> list[tuple[str, LoopVariant]]:
+        """Option and variant, in the order in which they enter a loop."""
+        return [(option, getattr(self, option)) for option in self.options]
+
+    def __call__(self, x_BTD: Array, inputs: LayerInputs) -> tuple[Array, LoopOutput]:
+        """The stream after all loops, and what was wanted of each, [L, …]."""
+        context = LoopContext(x_BTD, inputs)
+        state, output = self.all_loops(self.start(context), context)
+        return self.finish(state, context), output
+
+    def start(self, context: LoopContext) -> LoopState:
+        """The state before the first loop."""
+        state = LoopState(context.x0_BTD)
+        for _, variant in self.variants():
+            state = variant.start(state, context)
+        return state
+
+    def finish(self, state: LoopState, context: LoopContext) -> Array:
+        """x_BTD of the state after the last loop."""
+        for _, variant in reversed(self.variants()):
+            state = variant.finish(state, context)
+        return state.x_BTD
+
+    def one_loop(
+        self, state: LoopState, loop: Array, context: LoopContext
+    ) -> tuple[LoopState, LoopOutput]:
+        """One pass through the k layers: the block f."""
+        for _, variant in self.variants():
+            state = variant.enter(state, context, loop)
+        numbers = jnp.arange(self.segment.layers)
+        x_BTD, kept = self.layers(state.x_BTD, numbers, loop, context.inputs)
+        state = state.replace(x_BTD=x_BTD)  # type: ignore[attr-defined]
+        for _, variant in reversed(self.variants()):
+            state = variant.leave(state, context, loop)
+        wanted, emitted = self.wanted, {}
+        if wanted.emitted:
+            found = {option: variant.emit(state, loop) for option, variant in self.variants()}
+            emitted = {option: value for option, value in found.items() if value is not None}
+        return state, LoopOutput(kept, state.x_BTD if wanted.states else None, emitted)
+
+    def all_loops(self, state: LoopState, context: LoopContext) -> tuple[LoopState, LoopOutput]:
+        """L times one_loop."""
+        _, unroll = unrolled_scans(self.config, self.segment)
+        loops, trained = self.segment.loops, self.segment.trained_loops
+        run = nn.scan(
+            remat(self.config, LoopedSegment.one_loop, "loop", prevent_cse=unroll),
+            variable_broadcast="params",
+            variable_axes={PER_LOOP: 0},
+            split_rngs={"params": False, PER_LOOP: True},
+            in_axes=(0, nn.broadcast),
+            length=loops,
+            unroll=loops if unroll else 1,
+            metadata_params={nn.PARTITION_NAME: "loops"},
+        )
+        if loops != trained and not self.is_initializing():
+            run = nn.map_variables(
+                run,
+                PER_LOOP,
+                lambda rows: jax.tree.map(
+                    lambda array_L: rows_of(array_L, loops, self.config.beyond_trained), rows
+                ),
+            )
+        return run(self, state, jnp.arange(loops), context)
+
+
+def gathered_once(
+    config: ModelConfig,
+    segment: Segment,
+    wanted: Wanted,
+    variables: dict[str, Any],
+    state: LoopState,
+    context: LoopContext,
+) -> tuple[LoopState, LoopOutput]:
+    """All loops of a segment whose fsdp-sharded weights are brought together once, in the compute
+    dtype, for all of them, and whose gradients are summed over devices once, after all of them.
+
+    The price is a copy of the segment's weights on each device, and one of their gradients.
+    """
+    run = LoopedSegment(config, segment, wanted, parent=None)
+    axes = split_axes(BATCH_AXES)
+    if not axes:
+        found: Any = run.apply(variables, state, context, method="all_loops")
+        return found
+    as_trained = dataclasses.replace(segment, loops=segment.trained_loops)
+    boxed = jax.eval_shape(
+        LoopedSegment(config, as_trained, parent=None).init,
+        init_keys(jax.random.key(0)),
+        context.x0_BTD,
+        context.inputs,
+    )
+    specs = jax.tree.map(
+        lambda names: spec_of(names, axes),
+        nn.get_partition_spec(boxed),
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+    )
+    rows = spec_of(("batch",), axes)
+
+    def on_device(variables: Any, state: LoopState, context: LoopContext) -> Any:
+        whole = jax.tree.map(lambda p, spec: gather(p.astype(config.dtype), spec), variables, specs)
+        return run.apply(whole, state, context, method="all_loops")
+
+    of_arrays = lambda tree: jax.tree.map(lambda _: rows, tree)  # noqa: E731
+    in_specs = (specs, of_arrays(state), of_arrays(context))
+    # What each loop leaves has the loops in front of the rows.
+    out_specs = (of_arrays(state), PartitionSpec(None, *rows))
+    return per_device(on_device, axes, in_specs, out_specs)(variables, state, context)

@@ -1,0 +1,257 @@
+"""Kinds of loops: each equals a plain `for`, on every mesh and with every way of execution."""
+
+import dataclasses
+import functools
+import textwrap
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT
+from helpers import MESHES, batch_logits, init, random_rows, small_config, small_model
+
+from looped_jax.config import CHOICES, UserError, default_config
+from looped_jax.inference.cache import decode, prefill
+from looped_jax.models.layers import Layer, LayerInputs, norm, rope_angles
+from looped_jax.models.loops import VARIANTS
+from looped_jax.models.loops.base import LoopContext, LoopState, LoopVariant, rows_of
+from looped_jax.models.loops.segment import Wanted
+from looped_jax.models.transformer import batch_forward
+from looped_jax.parallel.mesh import put_batch
+from looped_jax.training.state import init_state, parameter_axes
+from looped_jax.training.train_step import loss_and_grads
+from looped_jax.training.trainer import prepare
+
+ROWS = random_rows(rows=3)
+ADD, EMBEDDING = ("injection", "add"), ("per_loop", "embedding")
+KINDS = {"injection add": (ADD,), "loop embedding": (EMBEDDING,), "both": (ADD, EMBEDDING)}
+PLAN = "1x1,2x3"
+
+
+def random_params(model: Any) -> Any:
+    """Nothing is zero: neither what begins as the plain loop."""
+    leaves, tree = jax.tree.flatten(init(model))
+    rng = np.random.default_rng(0)
+    return tree.unflatten([leaf + 0.3 * rng.normal(size=leaf.shape) for leaf in leaves])
+
+
+def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = None) -> jax.Array:
+    """The same network in plain Python: a `for` over segments, loops and layers."""
+    config = model.config
+    table = params["embed"]["embedding"]
+    x = table[rows["tokens"]] * config.d_model**0.5
+    inputs = LayerInputs(rope_angles(config, rows["positions"]), rows["segment_ids"])
+    for index, segment in enumerate(config.plan.with_loops(loops).segments):
+        stacked = params[f"segment_{index}"]["layers"]["layer"]
+        x0, looped = x, segment.trained_loops > 1
+        for loop in range(segment.loops):
+            if ADD in config.loop and looped:
+                x = x + x0
+            if EMBEDDING in config.loop and looped:
+                own = params["per_loop"][f"segment_{index}"]["per_loop"]["vector"]
+                last = own[-1] if config.beyond_trained == "last" else own.mean(0)
+                x = x + (own[loop] if loop < len(own) else last)
+            for layer in range(segment.layers):
+                weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
+                x, _ = Layer(config).apply({"params": weights}, x, inputs)
+    return norm(config, "final_norm").apply({"params": params["final_norm"]}, x) @ table.T
+
+
+@functools.cache
+def value_and_grad(kind: str, loops: int | None = None, **fields: Any) -> Any:
+    model = small_model(PLAN, loop=KINDS[kind], **fields)
+    forward = by_hand if fields.get("unroll") == "by hand" else batch_logits
+    loss = lambda p: jnp.sum(jnp.sin(forward(model, p, ROWS, loops)))  # noqa: E731
+    return jax.jit(jax.value_and_grad(loss))(random_params(small_model(PLAN, loop=KINDS[kind])))
+
+
+def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), there, here
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "loops"),
+    [("injection add", None), ("loop embedding", 5), ("both", None), ("both", 2)],
+)
+def test_a_variant_equals_a_plain_for_at_any_loop_count(kind: str, loops: int | None) -> None:
+    assert_close(
+        value_and_grad(kind, loops, unroll="none"), value_and_grad(kind, loops, unroll="by hand")
+    )
+
+
+@pytest.mark.parametrize(
+    "how", [{"unroll": "full"}, {"remat": "layer"}, {"remat": "loop"}], ids=str
+)
+def test_execution_does_not_change_a_variant(how: dict[str, str]) -> None:
+    assert_close(value_and_grad("both", **how), value_and_grad("both", unroll="none"))
+
+
+def test_a_loop_embedding_begins_as_the_plain_loop() -> None:
+    model = small_model(PLAN, loop=(EMBEDDING,))
+    params = init(model)
+    plain = small_model(PLAN)
+    shared = {name: tree for name, tree in params.items() if name != "per_loop"}
+    jax.tree.map(np.testing.assert_array_equal, shared, init(plain))
+    assert jax.tree.map(jnp.shape, params["per_loop"]) == {
+        "segment_1": {"per_loop": {"vector": (3, 16)}}  # Segment 0 is not looped.
+    }
+    np.testing.assert_array_equal(
+        batch_logits(model, params, ROWS), batch_logits(plain, shared, ROWS)
+    )
+
+
+def test_loops_beyond_the_trained_ones_follow_the_rule() -> None:
+    rows = np.arange(6.0).reshape(3, 2)
+    np.testing.assert_array_equal(rows_of(rows, 2, "last"), rows[:2])
+    np.testing.assert_array_equal(rows_of(rows, 5, "last"), rows[[0, 1, 2, 2, 2]])
+    np.testing.assert_array_equal(rows_of(rows, 4, "mean"), [*rows, [2.0, 3.0]])
+    refusing = small_model("2x3", loop=(EMBEDDING,), beyond_trained="refuse").config
+    assert str(refusing.with_loops(2)) == "2x2"
+    with pytest.raises(UserError, match=r"loops=4: plan 2x3 has no parameters for so many loops"):
+        refusing.with_loops(4)
+    # Nothing is refused where nothing is missing.
+    assert (
+        str(small_model("2x3", loop=(ADD,), beyond_trained="refuse").config.with_loops(4)) == "2x4"
+    )
+    averaging = small_model(PLAN, loop=KINDS["both"], beyond_trained="mean")
+    params = random_params(averaging)
+    assert_close(batch_logits(averaging, params, ROWS, 5), by_hand(averaging, params, ROWS, 5))
+
+
+WIDTHS = dict(
+    data__length=8,
+    model__plan="1x2",
+    model__vocab_size=16,
+    train__batch_size=16,
+    loop__injection="add",
+    loop__per_loop="embedding",
+)
+
+
+@functools.cache
+def one_step(name: str) -> tuple[Any, Any]:
+    job = prepare(small_config(**WIDTHS, **MESHES[name]))
+    state = init_state(job.model, job.optimizer, 0, job.layout)
+    params = jax.tree.map(lambda p: p + 0.1, state.params)
+    batch = put_batch(random_rows(rows=16, length=8, vocab=10), job.mesh)
+    with job.context():
+        compute = jax.jit(lambda params, batch: loss_and_grads(job.model, params, batch))
+        return jax.device_get(compute(params, batch))
+
+
+@pytest.mark.parametrize("name", list(MESHES)[1:])
+def test_loss_and_gradients_are_the_same_on_every_mesh(name: str) -> None:
+    assert_close(one_step(name), one_step("1"), 2e-5)
+
+
+@pytest.mark.parametrize(("loops", "beyond"), [(None, "last"), (1, "last"), (5, "mean")])
+def test_decoding_equals_the_full_pass(loops: int | None, beyond: str) -> None:
+    model = small_model("1x1,2x3", loop=KINDS["both"], beyond_trained=beyond)
+    params = random_params(model)
+    tokens = np.random.default_rng(0).integers(3, 16, size=(2, 8)).astype(np.int32)
+    rows = {"tokens": tokens, "segment_ids": None, "positions": None}
+    full = batch_logits(model, params, rows, loops)
+    logits, cache = prefill(model, params, tokens[:, :4], np.full(2, 4), 10, loops)
+    for i in range(4, 8):
+        np.testing.assert_allclose(logits, full[:, i - 1], rtol=2e-4, atol=2e-5)
+        logits, cache = decode(model, params, tokens[:, i], cache, loops)
+
+
+def test_per_loop_parameters_are_sharded_and_optimised_as_matrices() -> None:
+    config = small_config(**WIDTHS, optimizer__name="adafactor", mesh__data=1, mesh__fsdp=8)
+    job = prepare(config)
+    path = ("per_loop", "segment_0", "per_loop", "vector")
+    names = functools.reduce(lambda tree, key: tree[key], path, parameter_axes(job.model))
+    assert tuple(names) == ("loops", "embed")
+    vector = functools.reduce(lambda tree, key: tree[key], path, job.layout.abstract.params)
+    assert vector.sharding.shard_shape(vector.shape) == (2, 2)
+
+
+def test_every_variant_can_be_chosen_and_no_other() -> None:
+    for option, variants in VARIANTS.items():
+        assert CHOICES[f"loop.{option}"] == ("none", *variants)
+    assert set(VARIANTS) == set(default_config().loop) - {"beyond_trained"}
+
+
+class Noisy(LoopVariant):
+    """Begins at its input plus noise that it also says, loop by loop, and adds a number at the end:
+    all steps that a variant can replace."""
+
+    def start(self, state: LoopState, context: LoopContext) -> LoopState:
+        noise = jax.random.normal(self.make_rng("loop"), state.x_BTD.shape)
+        return dataclasses.replace(state, x_BTD=state.x_BTD + noise, extra={"noise": noise})
+
+    def leave(self, state: LoopState, context: LoopContext, loop: Any) -> LoopState:
+        return dataclasses.replace(state, extra={"noise": state.extra["noise"] + 1})
+
+    def emit(self, state: LoopState, loop: Any) -> Any:
+        return state.extra["noise"][..., 0]
+
+    def finish(self, state: LoopState, context: LoopContext) -> LoopState:
+        return dataclasses.replace(state, x_BTD=state.x_BTD + 1)
+
+
+def test_a_variant_can_draw_carry_and_emit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(VARIANTS["injection"], "noisy", Noisy)
+    model = small_model("2x3", loop=(("injection", "noisy"),))
+    params = init(small_model("2x3"))
+    wanted = Wanted(states=True, emitted=True)
+    outputs = [
+        batch_forward(model, params, ROWS, key=jax.random.key(seed), wanted=wanted)
+        for seed in (0, 0, 1)
+    ]
+    np.testing.assert_array_equal(outputs[0].x_BTD, outputs[1].x_BTD)
+    assert not np.allclose(outputs[0].x_BTD, outputs[2].x_BTD)
+    (segment,) = outputs[0].segments
+    assert segment.kept is None
+    assert segment.x_BTD.shape == (3, 3, 12, 16)
+    emitted = segment.emitted["injection"]
+    np.testing.assert_allclose(emitted[2] - emitted[0], 2.0, rtol=1e-5)
+    final = norm(model.config, "n").apply({"params": params["final_norm"]}, segment.x_BTD[-1] + 1)
+    np.testing.assert_allclose(outputs[0].x_BTD, final, rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_training_step_draws_follows_from_seed_step_and_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(VARIANTS["injection"], "noisy", Noisy)
+    model = small_model("1x2", loop=(("injection", "noisy"),))
+    params = init(small_model("1x2"))
+    rows = random_rows(rows=4)
+    twice = {
+        name: np.concatenate([value[:2], value[:2]])[[0, 2, 1, 3]] for name, value in rows.items()
+    }
+
+    def loss(key: int, parts: int) -> float:
+        found = jax.jit(
+            lambda p, b: loss_and_grads(model, p, b, parts=parts, key=jax.random.key(key))
+        )
+        return float(found(params, twice)[0])
+
+    assert loss(0, 1) == loss(0, 1) != loss(1, 1)
+    assert np.isfinite(loss(0, 2)) and loss(0, 2) != loss(1, 2)
+
+
+def test_the_variant_of_the_docs_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "loop_variants.md").read_text()
+    code = textwrap.dedent(page.split("```python\n")[1].split("```")[0])
+    made: dict[str, Any] = {}
+    exec(code, made)  # The page's own text.
+    monkeypatch.setitem(VARIANTS, "gate", {"scalar": made["ScalarGate"]})
+    model = small_model("2x3", loop=(("gate", "scalar"), ADD))
+    plain = small_model("2x3", loop=(ADD,))
+    params = init(model)
+    shared = {name: tree for name, tree in params.items() if name != "per_loop"}
+    closed = jax.tree.map(jnp.zeros_like, params["per_loop"])
+    assert jax.tree.map(jnp.shape, closed) == {"segment_0": {"gate": {"gate": (3,)}}}
+    logits = batch_logits(plain, shared, ROWS)
+    np.testing.assert_allclose(batch_logits(model, params, ROWS), logits, rtol=1e-4, atol=1e-5)
+    of_nothing = batch_forward(model, {**shared, "per_loop": closed}, ROWS).x_BTD
+    x0_BTD = shared["embed"]["embedding"][ROWS["tokens"]] * 4.0  # The root of D = 16.
+    # Each of three loops adds the input before the gate remembers the stream.
+    final = norm(model.config, "n").apply({"params": shared["final_norm"]}, 4 * x0_BTD)
+    np.testing.assert_allclose(of_nothing, final, rtol=1e-4, atol=1e-5)
