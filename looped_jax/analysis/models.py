@@ -212,12 +212,18 @@ def _models(records: Sequence[Record]) -> tuple[list[Model], list[str]]:
     models = []
     for seeds in by_key.values():
         config = seeds[0].config
-        parts = [short(config, key) for key in setting_keys]
+        parts = [short(config, key) for key in setting_keys if not _is_off(config, key)]
         parts += [f"numerics format {seeds[0].numerics}"] * mixed
         own = _regularized(config, setting_keys)
         label = ", ".join([str(seeds[0].plan), *own, *parts])
         models.append(Model(label, ", ".join(parts), tuple(seeds)))
     return models, left_out
+
+
+def _is_off(config: ConfigDict, key: str) -> bool:
+    """Whether a key is of something that this run did not do, and so says nothing of it."""
+    section = key.partition(".")[0]
+    return section in ("regularizer", "stacking") and not config[section].block
 
 
 def _regularized(config: ConfigDict, shown: Sequence[str]) -> list[str]:

@@ -104,6 +104,21 @@ def test_a_seed_counts_once(tmp_path: pathlib.Path) -> None:
     assert "30.0 (20.0 to 40.0)" in row
 
 
+def test_a_label_does_not_list_what_a_run_did_not_do(tmp_path: pathlib.Path) -> None:
+    runs = {
+        "a": dict(model__plan="4x1"),
+        "b": dict(model__plan="4x1", regularizer__block=2, regularizer__strength=10.0),
+        "c": dict(model__plan="4x1", stacking__block=2),
+    }
+    for name, changes in runs.items():
+        write_run(tmp_path / name, evaluated(0.5), **changes)
+    assert labels(tmp_path) == [
+        "4x1",
+        "4x1, regularizer.block 2, regularizer.strength 10",
+        "4x1, stacking.block 2",
+    ]
+
+
 def test_runs_on_different_data_share_no_table_fit_or_line(tmp_path: pathlib.Path) -> None:
     for plan, path, value in (("1x1", "a", 9.0), ("2x1", "b", 7.0), ("1x2", "b", 8.0)):
         line = {"step": 12, "eval/text/loss": 2.0, "eval/text/perplexity": value}
