@@ -21,7 +21,7 @@ from benchmarks.common import interleaved, machine, save
 from benchmarks.train_step import FF, D, H, K, L, V, llama
 from looped_jax.config import default_config
 from looped_jax.inference.generator import Generator
-from looped_jax.models.layers import ModelConfig
+from looped_jax.models.config import ModelConfig
 from looped_jax.models.transformer import LoopedTransformer, forward, logits
 from looped_jax.parallel.mesh import make_mesh
 from looped_jax.training.optimizer import make_optimizer

@@ -22,7 +22,7 @@ import transformers
 
 from benchmarks.common import interleaved, report
 from looped_jax.config import default_config
-from looped_jax.models.layers import ModelConfig
+from looped_jax.models.config import ModelConfig
 from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel.mesh import make_mesh, mesh_context
 from looped_jax.training.optimizer import make_optimizer

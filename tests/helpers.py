@@ -10,7 +10,7 @@ import zstandard
 from flax import linen as nn
 
 from looped_jax.config import ConfigDict, default_config, set_key
-from looped_jax.models.layers import ModelConfig
+from looped_jax.models.config import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.loops.base import init_keys, parameters
 from looped_jax.models.transformer import LoopedTransformer, batch_forward, forward, logits

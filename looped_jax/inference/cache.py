@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from looped_jax.models.layers import KeyValues, ModelConfig
+from looped_jax.models.config import ModelConfig
+from looped_jax.models.layers import KeyValues
 from looped_jax.models.transformer import Inference, LoopedTransformer, Output, forward, logits
 
 # Logical axes of a segment's cache [L, k, B, G, S, K].

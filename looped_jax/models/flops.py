@@ -4,7 +4,7 @@ Attention counts the whole T x T square, as is usual (Chowdhery et al. 2022, app
 half of it is masked. Element-wise work is left out. A k⊗L model counts as kL layers.
 """
 
-from looped_jax.models.layers import ModelConfig
+from looped_jax.models.config import ModelConfig
 
 
 def forward_flops(config: ModelConfig, rows: int, length: int) -> int:

@@ -1,27 +1,21 @@
-"""The pieces of a decoder layer: normalisation, rotary positions, attention, MLP, and the layer.
+"""The mathematics of a decoder layer: normalisation, rotary positions, attention, MLP, the layer.
 
 Shapes in names: B batch, T query length, S key length, D model, H heads, G key-value heads,
-K head size, F MLP width, V vocabulary. Parameters are float32 and carry logical axis names;
-`dtype` is the compute type.
+K head size, F MLP width, V vocabulary. Parameters are float32; `dtype` is the compute type. How it
+is laid out and executed: models/execution.py.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.ad_checkpoint import checkpoint_name
-from ml_collections import ConfigDict
 
-from looped_jax.config import UserError
 from looped_jax.models.attention import attend_to_cache
-from looped_jax.models.attention_kernels import attention, choose_kernel
-from looped_jax.models.loop_plan import LoopPlan
-from looped_jax.parallel.per_device import split_axes
+from looped_jax.models.attention_kernels import attention
+from looped_jax.models.config import ModelConfig
+from looped_jax.models.execution import dense, laid_out, named, partitioned, storing_derivative
 
 Array = jax.Array
 Rotation = tuple[Array, Array] | None
@@ -51,106 +45,6 @@ class LayerInputs:
     seen_BS: Array | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """What a model is, hashable. Fields as in config.model; see looped_jax/config.py."""
-
-    plan: LoopPlan
-    vocab_size: int
-    max_length: int
-    d_model: int = 256
-    num_heads: int = 8
-    num_kv_heads: int = 8
-    d_ff: int = 1024
-    mlp: str = "gelu"
-    bias: bool = False
-    norm: str = "rmsnorm"
-    positions: str = "rope"
-    rope_theta: float = 10000.0
-    tied_output: bool = True
-    loop: tuple[tuple[str, str], ...] = ()  # Option of config.loop, variant; see models/loops/.
-    beyond_trained: str = "last"
-    dtype: Any = jnp.float32
-    remat: str = "none"
-    saved_names: tuple[str, ...] = ()
-    offloaded_names: tuple[str, ...] = ()
-    unroll: str = "auto"
-    attention: str = "xla"
-    gather: str = "layer"
-    logits_mb: int = 1024
-    platform: str = "cpu"  # What it will run on: cpu | gpu | tpu.
-    ids_in_use: int = 0  # Ids from here on pad the vocabulary; 0: none does.
-    head_size: int = 0  # 0: d_model / num_heads. The constructions in theory/ need others.
-
-    @property
-    def head_dim(self) -> int:
-        return self.head_size or self.d_model // self.num_heads
-
-    def with_loops(self, loops: int | None) -> LoopPlan:
-        """The plan with other loop counts, as LoopPlan.with_loops; UserError, too, for more loops
-        than there are parameters for."""
-        plan = self.plan.with_loops(loops)
-        refuses = "per_loop" in dict(self.loop) and self.beyond_trained == "refuse"
-        if refuses and any(s.loops > s.trained_loops for s in plan.segments):
-            raise UserError(
-                f"loops={loops}: plan {self.plan} has no parameters for so many loops; "
-                "config.loop.beyond_trained='last' or 'mean' says which they take"
-            )
-        return plan
-
-    @classmethod
-    def from_config(
-        cls,
-        config: ConfigDict,
-        *,
-        vocab_size: int,
-        max_length: int,
-        platform: str = "cpu",
-        length_shards: int = 1,
-    ) -> "ModelConfig":
-        """Resolves config.model and config.loop for data with this vocabulary and row length,
-        on a platform and with rows split over so many devices.
-
-        UserError if config.model.vocab_size is less than the data's, or config.model.attention
-        cannot run on the platform.
-        """
-        model, loop = config.model, config.loop.to_dict()
-        if 0 < model.vocab_size < vocab_size:
-            raise UserError(
-                f"config.model.vocab_size={model.vocab_size} is less than the data's vocabulary of "
-                f"{vocab_size}; 0 takes the data's"
-            )
-        fields = {**model.to_dict(), "max_length": max_length, "platform": platform}
-        fields["plan"] = LoopPlan.parse(model.plan)
-        fields["beyond_trained"] = loop.pop("beyond_trained")
-        fields["loop"] = tuple(sorted((k, name) for k, name in loop.items() if name != "none"))
-        fields["vocab_size"] = model.vocab_size or 8 * -(-vocab_size // 8)
-        fields["ids_in_use"] = vocab_size
-        fields["num_kv_heads"] = model.num_kv_heads or model.num_heads
-        fields["dtype"] = jnp.dtype(model.dtype)
-        fields["attention"] = choose_kernel(
-            model.attention, platform, max_length // length_shards, model.dtype
-        )
-        return cls(**fields)
-
-
-@struct.dataclass
-class NamedAxes(nn.LogicallyPartitioned):
-    """A parameter with its logical axis names.
-
-    Flax's own box constrains the sharding whenever it is opened, also where DenseGeneral holds a
-    kernel flattened and the names do not fit. Shardings are set from outside here.
-    """
-
-    def unbox(self, apply_constraint: bool = True) -> Any:
-        return super().unbox(apply_constraint=False)
-
-
-def partitioned(init: Callable[..., Array], *logical_axes: str) -> Callable[..., Any]:
-    """An initialiser whose parameter carries logical axis names."""
-    return lambda *args: NamedAxes(init(*args), logical_axes)
-
-
 def norm(config: ModelConfig, name: str) -> Callable[[Array], Array]:
     """The configured normalisation over D; statistics in float32."""
     if config.norm == "none":
@@ -160,59 +54,6 @@ def norm(config: ModelConfig, name: str) -> Callable[[Array], Array]:
         return nn.RMSNorm(dtype=config.dtype, scale_init=scale_init, name=name)
     bias_init = partitioned(nn.initializers.zeros_init(), "embed")
     return nn.LayerNorm(dtype=config.dtype, scale_init=scale_init, bias_init=bias_init, name=name)
-
-
-def flat_dot_general(
-    x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None, **kwargs: Any
-) -> Array:
-    """`lax.dot_general` of x [..., contracted] with a kernel [contracted, features], as one
-    product of two matrices: for CPUs.
-
-    The same numbers; but from a product of three-dimensional arrays JAX derives a weight gradient
-    for which XLA's CPU backend writes the other operand out transposed, with all the element-wise
-    work before it done again in that order: an MLP takes 1.7 times as long (docs/performance.md).
-    """
-    (x_axes, kernel_axes), _ = dimension_numbers
-    count = len(kernel_axes)
-    assert tuple(kernel_axes) == tuple(range(count))
-    assert tuple(x_axes) == tuple(range(x.ndim - count, x.ndim))
-    inner = math.prod(kernel.shape[:count])
-    out = jax.lax.dot_general(
-        x.reshape(-1, inner),
-        kernel.reshape(inner, -1),
-        (((1,), (0,)), ((), ())),
-        precision=precision,
-        **kwargs,
-    )
-    return out.reshape(*x.shape[: x.ndim - count], *kernel.shape[count:])
-
-
-def _dot_general(config: ModelConfig) -> Callable[..., Array] | None:
-    """None is `lax.dot_general`. A length split over devices must stay a dimension of its own:
-    merged with the rows it has no tiled sharding, and each device would compute all of it."""
-    flat = config.platform == "cpu" and not split_axes(("sequence",))
-    return flat_dot_general if flat else None
-
-
-def dense(
-    config: ModelConfig,
-    name: str,
-    features: int | tuple[int, ...],
-    axes: tuple[str, ...],
-    contracted: int = 1,
-) -> nn.DenseGeneral:
-    """A projection over the last ``contracted`` dimensions; ``axes`` name its kernel's."""
-    out_axes = axes[contracted:]
-    return nn.DenseGeneral(
-        features,
-        axis=tuple(range(-contracted, 0)),
-        use_bias=config.bias,
-        dtype=config.dtype,
-        kernel_init=partitioned(nn.initializers.lecun_normal(), *axes),
-        bias_init=partitioned(nn.initializers.zeros_init(), *out_axes),
-        dot_general=_dot_general(config),
-        name=name,
-    )
 
 
 def rope_angles(config: ModelConfig, positions_BT: Array) -> Rotation:
@@ -236,16 +77,6 @@ def rope(x_BTHK: Array, rotation: Rotation) -> Array:
     first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTHK.dtype)
-
-
-def named(config: ModelConfig, x: Array, name: str) -> Array:
-    """x_BTHK or x_BTF under a name that config.saved_names may ask for.
-
-    It is kept as [B, T, HK]: a TPU pads a head's size of 64 to 128.
-    """
-    if config.remat != "names":
-        return x
-    return checkpoint_name(x.reshape(*x.shape[:2], -1), name).reshape(x.shape)
 
 
 def _part(array: Array, loop: Array, layer: Array) -> Array:
@@ -274,10 +105,8 @@ class Attention(nn.Module):
         k_BTGK = dense(config, "key", (groups, size), ("embed", "kv_heads", "head_dim"))(x_BTD)
         v_BTGK = dense(config, "value", (groups, size), ("embed", "kv_heads", "head_dim"))(x_BTD)
         q_BTHK, k_BTGK = rope(q_BTHK, inputs.rotation), rope(k_BTGK, inputs.rotation)
-        q_BTHK = nn.with_logical_constraint(
-            q_BTHK, ("batch", "length", "activation_heads", "head_dim")
-        )
-        q_BTHK, k_BTGK = named(config, q_BTHK, "query"), named(config, k_BTGK, "key")
+        q_BTHK = named(config, laid_out(q_BTHK, "query"), "query")
+        k_BTGK = named(config, k_BTGK, "key")
         v_BTGK = named(config, v_BTGK, "value")
         if inputs.cache is None:
             # No TPU kernel takes the two tokens of initialisation.
@@ -293,24 +122,6 @@ class Attention(nn.Module):
         out_BTD = dense(config, "output", config.d_model, axes, contracted=2)(out_BTHK)
         kept = KeyValues(k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)) if self.keep else None
         return out_BTD, kept
-
-
-def storing_derivative(activation: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """An element-wise function which computes its derivative in the forward pass.
-
-    A scan then keeps one array per call for the backward pass, the derivative, instead of every
-    intermediate: less memory, and on CPU a sixth off an MLP's time (docs/performance.md).
-    """
-
-    @jax.custom_vjp
-    def function(x: Array) -> Array:
-        return activation(x)
-
-    def forward(x: Array) -> tuple[Array, Array]:
-        return jax.jvp(activation, (x,), (jnp.ones_like(x),))
-
-    function.defvjp(forward, lambda derivative, gradient: (gradient * derivative,))
-    return function
 
 
 gelu = storing_derivative(nn.gelu)
@@ -333,8 +144,7 @@ class MLP(nn.Module):
             hidden_BTF = silu(gate_BTF) * hidden_BTF
         else:
             hidden_BTF = {"gelu": gelu, "relu": nn.relu}[config.mlp](hidden_BTF)
-        hidden_BTF = nn.with_logical_constraint(hidden_BTF, ("batch", "length", "activation_mlp"))
-        return dense(config, "down", config.d_model, ("mlp", "embed"))(hidden_BTF)
+        return dense(config, "down", config.d_model, ("mlp", "embed"))(laid_out(hidden_BTF, "mlp"))
 
 
 class Layer(nn.Module):
@@ -352,4 +162,4 @@ class Layer(nn.Module):
         attended_BTD, kept = Attention(config, self.keep, name="attention")(normed_BTD, inputs, at)
         x_BTD = x_BTD + attended_BTD
         x_BTD = x_BTD + MLP(config, name="mlp")(norm(config, "mlp_norm")(x_BTD))
-        return nn.with_logical_constraint(x_BTD, ("batch", "length", "activation_embed")), kept
+        return laid_out(x_BTD, "stream"), kept

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from looped_jax.models.layers import Array, ModelConfig
+from looped_jax.models.config import ModelConfig
+from looped_jax.models.layers import Array
 from looped_jax.models.output import vocabulary_logits
 from looped_jax.parallel.per_device import (
     TOKEN_AXES,

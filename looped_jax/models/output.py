@@ -8,7 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from looped_jax.models.layers import Array, ModelConfig, partitioned
+from looped_jax.models.config import ModelConfig
+from looped_jax.models.execution import partitioned
+from looped_jax.models.layers import Array
 
 # The logit of an id that means nothing: finite, so that no difference of logits can be nan.
 NEVER = -1e30

@@ -11,15 +11,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax import struct
 
-from looped_jax.models.layers import (
-    Array,
-    KeyValues,
-    LayerInputs,
-    ModelConfig,
-    norm,
-    partitioned,
-    rope_angles,
-)
+from looped_jax.models.config import ModelConfig
+from looped_jax.models.execution import laid_out, partitioned
+from looped_jax.models.layers import Array, KeyValues, LayerInputs, norm, rope_angles
 from looped_jax.models.loops.base import PER_LOOP, LoopContext, LoopOutput, collections
 from looped_jax.models.loops.segment import NOTHING, LoopedSegment, Wanted, gathered_once
 from looped_jax.models.output import OutputKernel, vocabulary_logits
@@ -112,7 +106,7 @@ class LoopedTransformer(nn.Module):
         # the first pass adds would bury the token, which a looped block must still read later;
         # the logits of a tied output are of unit scale too.
         x_BTD = x_BTD * jnp.asarray(config.d_model**0.5, config.dtype)
-        x_BTD = nn.with_logical_constraint(x_BTD, ("batch", "length", "activation_embed"))
+        x_BTD = laid_out(x_BTD, "stream")
 
         inputs = LayerInputs(rope_angles(config, positions_BT), segment_ids_BT)
         wanted = dataclasses.replace(wanted, kept=inference is not None)
@@ -170,7 +164,7 @@ def forward(
 def logits(config: ModelConfig, output: Output) -> Array:
     """float32 logits_BTV (for inference [B, 1, V])."""
     logits_BTV = vocabulary_logits(config, output.x_BTD, output.kernel_VD)
-    return nn.with_logical_constraint(logits_BTV, ("batch", "length", "activation_vocab"))
+    return laid_out(logits_BTV, "logits")
 
 
 def batch_forward(

@@ -15,7 +15,7 @@ import numpy as np
 
 from looped_jax.config import UserError
 from looped_jax.models import transformer
-from looped_jax.models.layers import ModelConfig
+from looped_jax.models.config import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel.numerics import stated_numerics

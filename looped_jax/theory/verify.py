@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from looped_jax.config import UserError
 from looped_jax.data.tasks.phop import hop
-from looped_jax.models.layers import ModelConfig
+from looped_jax.models.config import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.theory import chain_of_thought, group_composition, p_hop, simulate_depth

@@ -37,8 +37,8 @@ from looped_jax.data.tasks.downstream import TASKS, expand
 from looped_jax.evaluation.downstream import Asked, Settings, ask, run_task, scalars
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
 from looped_jax.inference.generator import Generator
+from looped_jax.models.config import ModelConfig
 from looped_jax.models.flops import train_flops
-from looped_jax.models.layers import ModelConfig
 from looped_jax.models.regularizer import CosineRegularizer
 from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel import distributed

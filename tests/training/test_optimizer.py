@@ -9,7 +9,7 @@ from helpers import batch_logits, init, random_rows, small_config, small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looped_jax.models.layers import ModelConfig
+from looped_jax.models.config import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.matrices import layered_shape
 from looped_jax.models.transformer import LoopedTransformer

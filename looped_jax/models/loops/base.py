@@ -17,7 +17,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from looped_jax.models.layers import Array, KeyValues, LayerInputs, ModelConfig, partitioned
+from looped_jax.models.config import ModelConfig
+from looped_jax.models.execution import partitioned
+from looped_jax.models.layers import Array, KeyValues, LayerInputs
 
 # Flax's collection of parameters of which every loop has its own: [L, …] with the trained L.
 PER_LOOP = "per_loop"

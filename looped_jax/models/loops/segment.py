@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from looped_jax.models.layers import Array, KeyValues, Layer, LayerInputs, ModelConfig
+from looped_jax.models.config import ModelConfig
+from looped_jax.models.layers import Array, KeyValues, Layer, LayerInputs
 from looped_jax.models.loop_plan import Segment
 from looped_jax.models.loops import VARIANTS
 from looped_jax.models.loops.base import (

@@ -1,0 +1,94 @@
+"""ModelConfig: what a model is and how it is executed, resolved for its data and devices."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from looped_jax.config import UserError
+from looped_jax.models.attention_kernels import choose_kernel
+from looped_jax.models.loop_plan import LoopPlan
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What a model is, hashable. Fields as in config.model; see looped_jax/config.py."""
+
+    plan: LoopPlan
+    vocab_size: int
+    max_length: int
+    d_model: int = 256
+    num_heads: int = 8
+    num_kv_heads: int = 8
+    d_ff: int = 1024
+    mlp: str = "gelu"
+    bias: bool = False
+    norm: str = "rmsnorm"
+    positions: str = "rope"
+    rope_theta: float = 10000.0
+    tied_output: bool = True
+    loop: tuple[tuple[str, str], ...] = ()  # Option of config.loop, variant; see models/loops/.
+    beyond_trained: str = "last"
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    saved_names: tuple[str, ...] = ()
+    offloaded_names: tuple[str, ...] = ()
+    unroll: str = "auto"
+    attention: str = "xla"
+    gather: str = "layer"
+    logits_mb: int = 1024
+    platform: str = "cpu"  # What it will run on: cpu | gpu | tpu.
+    ids_in_use: int = 0  # Ids from here on pad the vocabulary; 0: none does.
+    head_size: int = 0  # 0: d_model / num_heads. The constructions in theory/ need others.
+
+    @property
+    def head_dim(self) -> int:
+        return self.head_size or self.d_model // self.num_heads
+
+    def with_loops(self, loops: int | None) -> LoopPlan:
+        """The plan with other loop counts, as LoopPlan.with_loops; UserError, too, for more loops
+        than there are parameters for."""
+        plan = self.plan.with_loops(loops)
+        refuses = "per_loop" in dict(self.loop) and self.beyond_trained == "refuse"
+        if refuses and any(s.loops > s.trained_loops for s in plan.segments):
+            raise UserError(
+                f"loops={loops}: plan {self.plan} has no parameters for so many loops; "
+                "config.loop.beyond_trained='last' or 'mean' says which they take"
+            )
+        return plan
+
+    @classmethod
+    def from_config(
+        cls,
+        config: ConfigDict,
+        *,
+        vocab_size: int,
+        max_length: int,
+        platform: str = "cpu",
+        length_shards: int = 1,
+    ) -> "ModelConfig":
+        """Resolves config.model and config.loop for data with this vocabulary and row length,
+        on a platform and with rows split over so many devices.
+
+        UserError if config.model.vocab_size is less than the data's, or config.model.attention
+        cannot run on the platform.
+        """
+        model, loop = config.model, config.loop.to_dict()
+        if 0 < model.vocab_size < vocab_size:
+            raise UserError(
+                f"config.model.vocab_size={model.vocab_size} is less than the data's vocabulary of "
+                f"{vocab_size}; 0 takes the data's"
+            )
+        fields = {**model.to_dict(), "max_length": max_length, "platform": platform}
+        fields["plan"] = LoopPlan.parse(model.plan)
+        fields["beyond_trained"] = loop.pop("beyond_trained")
+        fields["loop"] = tuple(sorted((k, name) for k, name in loop.items() if name != "none"))
+        fields["vocab_size"] = model.vocab_size or 8 * -(-vocab_size // 8)
+        fields["ids_in_use"] = vocab_size
+        fields["num_kv_heads"] = model.num_kv_heads or model.num_heads
+        fields["dtype"] = jnp.dtype(model.dtype)
+        fields["attention"] = choose_kernel(
+            model.attention, platform, max_length // length_shards, model.dtype
+        )
+        return cls(**fields)

@@ -1,0 +1,130 @@
+"""How the network is executed: laid out over devices, kept for the backward pass, multiplied.
+
+Nothing here changes what is computed; the mathematics is in models/layers.py. Shapes in names as
+there.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.ad_checkpoint import checkpoint_name
+
+from looped_jax.models.config import ModelConfig
+from looped_jax.parallel.per_device import split_axes
+
+Array = jax.Array
+# Of activations whose layout over devices is fixed: their logical axes.
+LAYOUTS = {
+    "stream": ("batch", "length", "activation_embed"),
+    "query": ("batch", "length", "activation_heads", "head_dim"),
+    "mlp": ("batch", "length", "activation_mlp"),
+    "logits": ("batch", "length", "activation_vocab"),
+}
+
+
+def laid_out(x: Array, layout: str) -> Array:
+    """x, split over devices as the rules in use say of one of LAYOUTS."""
+    return nn.with_logical_constraint(x, LAYOUTS[layout])
+
+
+@struct.dataclass
+class NamedAxes(nn.LogicallyPartitioned):
+    """A parameter with its logical axis names.
+
+    Flax's own box constrains the sharding whenever it is opened, also where DenseGeneral holds a
+    kernel flattened and the names do not fit. Shardings are set from outside here.
+    """
+
+    def unbox(self, apply_constraint: bool = True) -> Any:
+        return super().unbox(apply_constraint=False)
+
+
+def partitioned(init: Callable[..., Array], *logical_axes: str) -> Callable[..., Any]:
+    """An initialiser whose parameter carries logical axis names."""
+    return lambda *args: NamedAxes(init(*args), logical_axes)
+
+
+def named(config: ModelConfig, x: Array, name: str) -> Array:
+    """x_BTHK or x_BTF under a name that config.saved_names may ask for.
+
+    It is kept as [B, T, HK]: a TPU pads a head's size of 64 to 128.
+    """
+    if config.remat != "names":
+        return x
+    return checkpoint_name(x.reshape(*x.shape[:2], -1), name).reshape(x.shape)
+
+
+def flat_dot_general(
+    x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None, **kwargs: Any
+) -> Array:
+    """`lax.dot_general` of x [..., contracted] with a kernel [contracted, features], as one
+    product of two matrices: for CPUs.
+
+    The same numbers; but from a product of three-dimensional arrays JAX derives a weight gradient
+    for which XLA's CPU backend writes the other operand out transposed, with all the element-wise
+    work before it done again in that order: an MLP takes 1.7 times as long (docs/performance.md).
+    """
+    (x_axes, kernel_axes), _ = dimension_numbers
+    count = len(kernel_axes)
+    assert tuple(kernel_axes) == tuple(range(count))
+    assert tuple(x_axes) == tuple(range(x.ndim - count, x.ndim))
+    inner = math.prod(kernel.shape[:count])
+    out = jax.lax.dot_general(
+        x.reshape(-1, inner),
+        kernel.reshape(inner, -1),
+        (((1,), (0,)), ((), ())),
+        precision=precision,
+        **kwargs,
+    )
+    return out.reshape(*x.shape[: x.ndim - count], *kernel.shape[count:])
+
+
+def _dot_general(config: ModelConfig) -> Callable[..., Array] | None:
+    """None is `lax.dot_general`. A length split over devices must stay a dimension of its own:
+    merged with the rows it has no tiled sharding, and each device would compute all of it."""
+    flat = config.platform == "cpu" and not split_axes(("sequence",))
+    return flat_dot_general if flat else None
+
+
+def dense(
+    config: ModelConfig,
+    name: str,
+    features: int | tuple[int, ...],
+    axes: tuple[str, ...],
+    contracted: int = 1,
+) -> nn.DenseGeneral:
+    """A projection over the last ``contracted`` dimensions; ``axes`` name its kernel's."""
+    out_axes = axes[contracted:]
+    return nn.DenseGeneral(
+        features,
+        axis=tuple(range(-contracted, 0)),
+        use_bias=config.bias,
+        dtype=config.dtype,
+        kernel_init=partitioned(nn.initializers.lecun_normal(), *axes),
+        bias_init=partitioned(nn.initializers.zeros_init(), *out_axes),
+        dot_general=_dot_general(config),
+        name=name,
+    )
+
+
+def storing_derivative(activation: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """An element-wise function which computes its derivative in the forward pass.
+
+    A scan then keeps one array per call for the backward pass, the derivative, instead of every
+    intermediate: less memory, and on CPU a sixth off an MLP's time (docs/performance.md).
+    """
+
+    @jax.custom_vjp
+    def function(x: Array) -> Array:
+        return activation(x)
+
+    def forward(x: Array) -> tuple[Array, Array]:
+        return jax.jvp(activation, (x,), (jnp.ones_like(x),))
+
+    function.defvjp(forward, lambda derivative, gradient: (gradient * derivative,))
+    return function
