@@ -15,10 +15,11 @@ from helpers import small_config, write_pile
 from looped_jax.analysis import compare
 from looped_jax.analysis.models import task_groups
 from looped_jax.analysis.records import find_runs
-from looped_jax.config import UserError
-from looped_jax.data.pipeline import make_source
+from looped_jax.config import ConfigDict, UserError, to_json
+from looped_jax.data.pipeline import Sample, make_source
 from looped_jax.data.vocabulary import train_sentencepiece
 from looped_jax.models.format import MODEL_FORMAT
+from looped_jax.parallel.mesh import make_mesh
 from looped_jax.training import identity
 from looped_jax.training.run import open_run
 from looped_jax.training.trainer import prepare, train
@@ -108,32 +109,38 @@ def test_a_start_on_other_data_is_refused_and_changes_nothing(
     assert json.loads((workdir / "config.json").read_text())["data"]["path"].endswith("moved")
 
 
+def pretend_run(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """What a run of this config leaves for a report, without training it."""
+    workdir.mkdir(parents=True)
+    (workdir / "config.json").write_text(to_json(config))
+    (workdir / "metrics.jsonl").write_text('{"step": 2, "eval/text/loss": 2.0}\n')
+    held_out = Sample.of(make_source(config, "validation"), config.eval.examples)
+    data = make_source(config, "train").fingerprint
+    start = identity.describe(make_mesh(config), "float32", data, {"text": held_out.identity})
+    identity.RunFile(epath.Path(workdir), start, 0)
+
+
 def test_runs_are_of_the_same_data_by_content(pile: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """Not by the path, under which there may be others by now."""
-    place = tmp_path / "pile"
+    place, elsewhere, runs = tmp_path / "pile", tmp_path / "moved", tmp_path / "runs"
     shutil.copytree(pile, place)
-    train(prepare(text_config(place, train__steps=2)), epath.Path(tmp_path / "runs" / "0"))
-    for seed, folder in ((1, place), (2, tmp_path / "moved")):
-        if seed == 2:
-            place.rename(folder)
-        config = text_config(folder, train__steps=2, seed=seed)
-        train(prepare(config), epath.Path(tmp_path / "runs" / str(seed)))
-    rewritten(folder / "train-00000.jsonl.zst", b"loop", b"pool")
-    folder.rename(place)
-    config = text_config(place, train__steps=2, seed=3)
-    train(prepare(config), epath.Path(tmp_path / "runs" / "3"))
-    groups, left_out = task_groups(find_runs([str(tmp_path / "runs")])[0])
-    assert [[r.seed for m in group.models for r in m.records] for group in groups] == [
-        [0, 1, 2],
-        [3],
-    ]
+    for seed in (0, 1):
+        pretend_run(runs / str(seed), text_config(place, seed=seed))
+    place.rename(elsewhere)
+    pretend_run(runs / "2", text_config(elsewhere, seed=2))
+    rewritten(elsewhere / "train-00000.jsonl.zst", b"loop", b"pool")
+    elsewhere.rename(place)
+    pretend_run(runs / "3", text_config(place, seed=3))
+    groups, left_out = task_groups(find_runs([str(runs)])[0])
+    seeds = [[r.seed for model in group.models for r in model.records] for group in groups]
+    assert seeds == [[0, 1, 2], [3]]
     assert not left_out
     assert len({group.title for group in groups}) == 2
-    runs = [
-        compare.read_run(name, epath.Path(tmp_path / "runs" / name), config, 1, 1, "eval/text/loss")
+    found = [
+        compare.read_run(name, epath.Path(runs / name), text_config(place), 1, 1, "eval/text/loss")
         for name in "023"
     ]
-    assert runs[0].data == runs[1].data != runs[2].data
+    assert found[0].data == found[1].data != found[2].data
 
 
 def test_raw_text_that_was_edited_in_place_is_refused(
