@@ -11,7 +11,8 @@ examples at every step (the paper draws from about 4M), and the distributions in
 of looped_jax/data/tasks/igsm.py.
 """
 
-from looped_jax.config import ConfigDict, UserError, default_config
+from looped_jax.config import ConfigDict, default_config
+from looped_jax.errors import UserError
 
 
 def get_config(argument: str = "1x8") -> ConfigDict:

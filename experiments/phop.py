@@ -10,7 +10,8 @@ Not stated in the paper and chosen here: GELU, RMSNorm, 10,000 steps of warm-up,
 examples at every step (the paper draws from 4M).
 """
 
-from looped_jax.config import ConfigDict, UserError, default_config
+from looped_jax.config import ConfigDict, default_config
+from looped_jax.errors import UserError
 
 
 def get_config(argument: str = "1x6") -> ConfigDict:

@@ -15,7 +15,8 @@ from typing import Any
 from absl import flags
 from absl import logging as absl_logging
 
-from looped_jax.config import Preempted, RunError, UserError
+from looped_jax.config import reference
+from looped_jax.errors import Preempted, RunError, UserError
 
 HELP = ("--help", "-h", "--helpfull", "-help", "-helpfull")
 
@@ -33,7 +34,12 @@ def run(
     arguments = list(sys.argv if argv is None else argv)
     if any(argument in HELP for argument in arguments[1:]):
         print(f"{sys.modules[main.__module__].__doc__}\n{flags.FLAGS.main_module_help()}")
-        print("  --config.KEY=VALUE: overrides a key of the config, where there is one.")
+        if "config" in flags.FLAGS:
+            print(
+                f"  --config.KEY=VALUE: overrides a key of the config, one of\n{reference.plain()}"
+            )
+        else:
+            print("  --config.KEY=VALUE: overrides a key of the run's config, where there is one.")
         sys.exit(0)
     if not prints_only:
         sys.stdout, sys.stderr = _Unread(sys.stdout), _Unread(sys.stderr)

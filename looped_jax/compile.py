@@ -17,7 +17,8 @@ import jax
 from absl import flags
 
 from looped_jax import cli
-from looped_jax.config import UserError, load_experiment
+from looped_jax.config import load_experiment
+from looped_jax.errors import UserError
 from looped_jax.models.attention_kernels import splash_flops
 from looped_jax.models.flops import train_flops
 from looped_jax.parallel import compiled, tpu

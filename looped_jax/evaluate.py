@@ -19,9 +19,9 @@ from absl import flags
 
 from looped_jax import cli
 from looped_jax.analysis.records import append_evaluation
-from looped_jax.config import UserError
 from looped_jax.data.pipeline import run_vocabulary
 from looped_jax.data.tasks import downstream
+from looped_jax.errors import UserError
 from looped_jax.evaluation.downstream import Settings, evaluate_tasks, scalars, table
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
 from looped_jax.inference.generator import Generator

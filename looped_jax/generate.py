@@ -13,8 +13,8 @@ from typing import Any
 from absl import flags
 
 from looped_jax import cli
-from looped_jax.config import UserError
 from looped_jax.data.pipeline import run_vocabulary
+from looped_jax.errors import UserError
 from looped_jax.inference.generator import Generator
 from looped_jax.inference.sampling import Sampling
 from looped_jax.inference.text import complete, cut

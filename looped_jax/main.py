@@ -12,7 +12,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from looped_jax import cli
-from looped_jax.config import UserError, load_experiment, variant_config
+from looped_jax.config import load_experiment, variant_config
+from looped_jax.errors import UserError
 from looped_jax.models.flops import train_flops
 from looped_jax.parallel import distributed
 from looped_jax.training.trainer import Job, prepare, train

@@ -11,7 +11,8 @@ from absl import flags
 from etils import epath
 
 from looped_jax import cli
-from looped_jax.config import UserError, load_experiment
+from looped_jax.config import load_experiment
+from looped_jax.errors import UserError
 
 _CONFIG = flags.DEFINE_string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
 _OUTPUT = flags.DEFINE_string("output", "", "Folder for the shards and their manifest.")

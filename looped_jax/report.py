@@ -11,7 +11,7 @@ from absl import flags
 from etils import epath
 
 from looped_jax import cli
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 
 _RUNS = flags.DEFINE_list("runs", [], "Folders of runs or sweeps.")
 _OUT = flags.DEFINE_string("out", "", "Folder of the report.")

@@ -17,9 +17,9 @@ from absl import flags
 from etils import epath
 
 from looped_jax import cli
-from looped_jax.config import UserError
 from looped_jax.data.json_text import json_lines
 from looped_jax.data.tasks.downstream.records import check_record
+from looped_jax.errors import UserError
 from looped_jax.evaluation.metrics import drop, metric_of
 
 _TASK = flags.DEFINE_string("task", "", "Task whose metric is used.")

@@ -15,7 +15,7 @@ from etils import epath
 from rich.console import Console
 
 from looped_jax import cli
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.training import sweep
 
 _SWEEP = flags.DEFINE_string("sweep", "", "Sweep file, e.g. experiments/sweeps/phop_small.py.")

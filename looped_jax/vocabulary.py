@@ -15,9 +15,9 @@ from etils import epath
 from tqdm import tqdm
 
 from looped_jax import cli
-from looped_jax.config import UserError
 from looped_jax.data.documents import Document, Shards, parse
 from looped_jax.data.vocabulary import load_vocabulary, train_sentencepiece
+from looped_jax.errors import UserError
 
 _TRAIN = flags.DEFINE_string(
     "train", "", "SentencePiece .model to write; its provenance beside it."

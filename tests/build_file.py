@@ -35,7 +35,7 @@ def libraries() -> dict[str, set[str]]:
     seqio = {f"looped_jax/{name}" for name in SEQIO}
     preparation = {f"looped_jax/{name}" for name in PREPARATION}
     at_top = {str(path.relative_to(ROOT)) for path in (ROOT / "looped_jax").glob("*.py")}
-    config = {"looped_jax/__init__.py", "looped_jax/config.py"}
+    config = {"looped_jax/__init__.py", "looped_jax/errors.py", *_python("looped_jax/config")}
     tests = _python("tests")
     return {
         "config": config,

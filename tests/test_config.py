@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from looped_jax import config as config_lib
-from looped_jax.config import UserError, default_config, load_experiment, set_key, validate
+from looped_jax.config import default_config, load_experiment, reference, set_key, validate
+from looped_jax.errors import UserError
 
 BAD_VALUES = {
     "model.num_heads": (5, "config.model.num_heads=5 does not divide config.model.d_model=16"),
@@ -182,7 +183,8 @@ TUPLES = [key for key, value in config_lib.flatten(default_config()) if isinstan
 
 
 def test_every_number_has_a_range() -> None:
-    assert sorted(config_lib.RANGES) == sorted(NUMBERS)
+    having = {name for name, known in config_lib.KEYS.items() if known.range}
+    assert having == set(NUMBERS)
 
 
 @pytest.mark.parametrize("key", NUMBERS)
@@ -268,3 +270,15 @@ def test_a_colon_in_a_folder_is_no_argument(tmp_path: pathlib.Path) -> None:
     assert load_experiment(str(folder / "one.py")).model.plan == "1x1"
     config = load_experiment(f"{folder / 'one.py'}:2x3")
     assert (config.model.plan, config.name) == ("2x3", "one_2x3")
+
+
+def test_the_page_of_keys_is_what_the_keys_say() -> None:
+    page = (config_lib.PROJECT_ROOT / "docs" / "config.md").read_text()
+    assert page == reference.markdown(), "python -m looped_jax.config.reference > docs/config.md"
+
+
+def test_every_key_says_what_it_means_and_help_lists_it() -> None:
+    listed = reference.plain()
+    for name, known in config_lib.KEYS.items():
+        assert known.meaning, name
+        assert f"--config.{name}=" in listed

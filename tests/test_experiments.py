@@ -9,7 +9,8 @@ from conftest import ROOT
 
 from experiments import pile
 from looped_jax.analysis import published
-from looped_jax.config import UserError, load_experiment, variant_config
+from looped_jax.config import load_experiment, variant_config
+from looped_jax.errors import UserError
 from looped_jax.training import trainer
 from looped_jax.training.sweep import load_sweep
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-# Top to bottom; entry points are the modules directly in looped_jax/, except config, and what
+# Top to bottom; entry points are the modules directly in looped_jax/, except errors, and what
 # `python -m` runs of a package.
 ROWS = [
     {"entry points"},
@@ -18,6 +18,7 @@ ROWS = [
     {"models"},
     {"parallel"},
     {"config"},
+    {"errors"},
 ]
 PACKAGE = ROOT / "looped_jax"
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -9,8 +9,8 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looped_jax.config import UserError
 from looped_jax.data.tasks.downstream import TASKS
+from looped_jax.errors import UserError
 from looped_jax.evaluation.metrics import drop, metric_of
 from looped_jax.score import read_records
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from looped_jax.analysis import plots
 from looped_jax.analysis.models import distinguishing_keys, short
 from looped_jax.analysis.text_table import aligned
-from looped_jax.config import RunError
+from looped_jax.errors import RunError
 from looped_jax.evaluation.intervals import Interval
 from looped_jax.evaluation.metric_table import (
     Measured,

@@ -11,8 +11,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from looped_jax import config as config_lib
-from looped_jax.config import UserError
 from looped_jax.data.text import SPLITS
+from looped_jax.errors import UserError
 from looped_jax.evaluation.intervals import Interval
 from looped_jax.evaluation.metric_table import Metric
 from looped_jax.models.flops import train_flops

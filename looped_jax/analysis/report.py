@@ -14,7 +14,8 @@ from looped_jax.analysis.models import Model, TaskGroup, metric_curve, task_grou
 from looped_jax.analysis.provenance import mixed_numerics, mixed_samples, provenance_table
 from looped_jax.analysis.records import Record
 from looped_jax.analysis.similarity import block_cosines
-from looped_jax.config import RunError, UserError, flatten
+from looped_jax.config import flatten
+from looped_jax.errors import RunError, UserError
 from looped_jax.evaluation.intervals import binomial_interval
 from looped_jax.evaluation.metric_table import Metric, count_of, text_parts
 from looped_jax.training.run import open_run

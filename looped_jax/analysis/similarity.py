@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.models.regularizer import layer_groups
 
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Protocol
 import zstandard
 from etils import epath
 
-from looped_jax.config import UserError
 from looped_jax.data.files import identity
 from looped_jax.data.json_text import parse_json
+from looped_jax.errors import UserError
 
 # The component of a document that names none.
 UNNAMED = "unnamed"

@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 
 
 def parse_json(content: bytes, where: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 
 FORMAT = 4
 NAME = "manifest.json"

@@ -15,12 +15,12 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from looped_jax.config import UserError
 from looped_jax.data.rows import TRAIN_KEYS, Rows, RowSource, answer_rows
 from looped_jax.data.tasks import downstream, get_task
 from looped_jax.data.tasks.base import SyntheticTask
 from looped_jax.data.text import TextRows, check_files, text_rows, text_vocab_size
 from looped_jax.data.vocabulary import fingerprint, load_vocabulary
+from looped_jax.errors import UserError
 
 PREFETCHED_BATCHES = 4
 # Of the sample of rows that is evaluated.

@@ -28,7 +28,6 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from looped_jax.config import RunError, UserError, nearest
 from looped_jax.data.documents import Block, Document, Shards, Source, check_apart, parse
 from looped_jax.data.files import sha256, write_whole
 from looped_jax.data.manifest import BYTES_OF_ID, FORMAT, NAME, Manifest, is_prepared, read_manifest
@@ -36,6 +35,7 @@ from looped_jax.data.packing import Encoded, component_id, pack, segments_of, to
 from looped_jax.data.text import SPLITS, encode, patterns
 from looped_jax.data.vocabulary import load_vocabulary
 from looped_jax.data.workers import Pool, progress
+from looped_jax.errors import RunError, UserError, nearest
 
 PARTIAL = "manifest.partial.json"
 WORK = "work"

@@ -14,9 +14,9 @@ import seqio
 import tensorflow as tf
 
 import looped_jax.data.tasks.seqio_tasks as seqio_tasks
-from looped_jax.config import UserError
 from looped_jax.data.documents import Block, Shards, Source, cut_blocks, parse
 from looped_jax.data.vocabulary import load_vocabulary
+from looped_jax.errors import UserError
 
 # Raw text fields, the first that an example has; a pair of them is joined by a blank.
 FIELDS = (("text",), ("inputs_pretokenized", "targets_pretokenized"), ("targets_pretokenized",))

@@ -13,13 +13,13 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from looped_jax.config import RunError, UserError
 from looped_jax.data.documents import Document, Shards, check_apart, parse
 from looped_jax.data.files import sha256
 from looped_jax.data.manifest import Manifest, is_prepared, read_manifest
 from looped_jax.data.packing import Encoded, RowReader, component_id, pack, token_dtype
 from looped_jax.data.rows import Rows
 from looped_jax.data.vocabulary import Vocabulary, fingerprint, load_vocabulary
+from looped_jax.errors import RunError, UserError
 
 _BLOCK = 1 << 24
 SPLITS = ("train", "validation", "test")

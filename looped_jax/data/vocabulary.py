@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from looped_jax.config import PROJECT_ROOT, UserError, nearest
+from looped_jax.config import PROJECT_ROOT
 from looped_jax.data.rows import FIRST_FREE_ID
+from looped_jax.errors import UserError, nearest
 
 # Named vocabularies that come with the project: NAME.model beside NAME.json, its provenance.
 SHIPPED = epath.Path(PROJECT_ROOT) / "data" / "vocabularies"

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from looped_jax.config import RunError
+from looped_jax.errors import RunError
 
 
 class Pool:

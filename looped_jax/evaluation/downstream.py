@@ -19,7 +19,6 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from looped_jax.config import RunError, UserError
 from looped_jax.data.files import write_whole
 from looped_jax.data.tasks.downstream import TASKS, group_members
 from looped_jax.data.tasks.downstream.base import (
@@ -30,6 +29,7 @@ from looped_jax.data.tasks.downstream.base import (
     build_prompt,
     draw_exemplars,
 )
+from looped_jax.errors import RunError, UserError
 from looped_jax.evaluation.intervals import mean_interval
 from looped_jax.evaluation.metric_table import ENDS
 from looped_jax.evaluation.metrics import METRICS

@@ -22,9 +22,9 @@ except ImportError as error:
         "looped_jax.evaluation.lm_eval_model needs the harness: pip install -e '.[lm-eval]'"
     ) from error
 
-from looped_jax.config import UserError
 from looped_jax.data.pipeline import run_vocabulary
 from looped_jax.data.rows import BOS
+from looped_jax.errors import UserError
 from looped_jax.inference.generator import Generator
 from looped_jax.inference.sampling import Sampling
 from looped_jax.inference.text import cut, fit_pair, fit_prompt, pair_ids, prompt_ids

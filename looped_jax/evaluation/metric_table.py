@@ -12,8 +12,8 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from looped_jax.config import UserError
 from looped_jax.data.tasks import get_task
+from looped_jax.errors import UserError
 from looped_jax.evaluation.intervals import Interval, binomial_interval
 
 # Differences that count as none: points of percent, and a share of what is not in percent.

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from looped_jax.config import UserError
 from looped_jax.data.rows import EOS, PAD
+from looped_jax.errors import UserError
 from looped_jax.inference.cache import Cache, decode, prefill
 from looped_jax.inference.sampling import Sampling, sample
 from looped_jax.models.loss import token_scores

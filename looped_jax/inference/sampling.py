@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.models.output import NEVER
 
 

@@ -4,8 +4,8 @@ a text that is too long."""
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from looped_jax.config import UserError
 from looped_jax.data.rows import BOS
+from looped_jax.errors import UserError
 from looped_jax.inference.generator import GREEDY, Generator
 from looped_jax.inference.sampling import Sampling
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.models.attention import causal_attention, causal_mask
 from looped_jax.parallel.per_device import free_axes, per_device, spec_of
 

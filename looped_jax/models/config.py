@@ -6,14 +6,14 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.models.attention_kernels import choose_kernel
 from looped_jax.models.loop_plan import LoopPlan
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """What a model is, hashable. Fields as in config.model; see looped_jax/config.py."""
+    """What a model is, hashable. Fields as in config.model; see looped_jax/config/keys.py."""
 
     plan: LoopPlan
     vocab_size: int

@@ -7,7 +7,7 @@
 import dataclasses
 import re
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.models.loop_plan import LoopPlan
 
 Array = jax.Array

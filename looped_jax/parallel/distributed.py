@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from looped_jax.config import RunError, UserError
+from looped_jax.errors import RunError, UserError
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from looped_jax.config import UserError, nearest
+from looped_jax.errors import UserError, nearest
 from looped_jax.parallel.numerics import stated_numerics
 
 AXES = ("data", "fsdp", "tensor", "sequence")

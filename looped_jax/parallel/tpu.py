@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from looped_jax.config import UserError, nearest
+from looped_jax.errors import UserError, nearest
 from looped_jax.parallel.compiled import Cost
 from looped_jax.parallel.peak_flops import PEAK_BF16_FLOPS
 

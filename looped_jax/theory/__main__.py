@@ -14,7 +14,7 @@ from absl import flags
 from etils import epath
 
 from looped_jax import cli
-from looped_jax.config import RunError, UserError
+from looped_jax.errors import RunError, UserError
 
 _NAMES = ["group_composition", "p_hop", "simulate_depth", "chain_of_thought"]
 _CONSTRUCTION = flags.DEFINE_enum("construction", None, _NAMES, "What to verify.")

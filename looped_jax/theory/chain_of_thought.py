@@ -19,7 +19,7 @@ best logit is above the others by more than 1 / sharpness.
 
 import numpy as np
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.theory.construction import (
     Construction,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.models import transformer
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan

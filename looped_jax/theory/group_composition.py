@@ -15,7 +15,7 @@ import dataclasses
 
 import numpy as np
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.theory.construction import (
     Construction,
     LayerWeights,

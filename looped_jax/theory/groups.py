@@ -5,8 +5,8 @@ import itertools
 
 import numpy as np
 
-from looped_jax.config import UserError
 from looped_jax.data.tasks.group import group_table
+from looped_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

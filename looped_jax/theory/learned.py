@@ -5,9 +5,9 @@ import re
 
 import numpy as np
 
-from looped_jax.config import UserError
 from looped_jax.data.rows import FIRST_FREE_ID
 from looped_jax.data.tasks.phop import ALPHABET, PHop
+from looped_jax.errors import UserError
 from looped_jax.evaluation.held_out import Evaluator
 from looped_jax.theory import group_composition, p_hop
 from looped_jax.theory.construction import Construction

@@ -16,7 +16,7 @@ is: one coordinate per position, so the width is n + O(log n) and not O(log n).
 
 import numpy as np
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.theory import simulate_depth
 from looped_jax.theory.construction import (
     GAP,

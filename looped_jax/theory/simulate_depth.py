@@ -21,7 +21,7 @@ an active head over the tokens add up to one) and through one more neuron per la
 
 import numpy as np
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.theory.construction import (
     Construction,

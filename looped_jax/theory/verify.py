@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from looped_jax.config import UserError
 from looped_jax.data.tasks.phop import hop
+from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.transformer import LoopedTransformer

@@ -21,8 +21,8 @@ import optax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from looped_jax.config import RunError, UserError
 from looped_jax.data.pipeline import TrainBatches
+from looped_jax.errors import RunError, UserError
 from looped_jax.models.format import MODEL_FORMAT
 from looped_jax.parallel import distributed
 from looped_jax.training.checksums import checksums

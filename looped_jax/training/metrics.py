@@ -6,8 +6,8 @@ import os
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from looped_jax.config import RunError
 from looped_jax.data.files import write_whole
+from looped_jax.errors import RunError
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, float]]:

@@ -12,8 +12,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from looped_jax import config as config_lib
-from looped_jax.config import UserError
 from looped_jax.data.pipeline import check_same_vocabulary, vocabulary_fingerprint
+from looped_jax.errors import UserError
 from looped_jax.training.checkpoint import read_meta, read_params, saved_steps
 from looped_jax.training.stacking import stage_at
 from looped_jax.training.trainer import Job, prepare

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.stacking import duplicated_middle
 from looped_jax.training.state import StateLayout, TrainState

@@ -21,8 +21,8 @@ from rich.live import Live
 from rich.table import Table
 
 from looped_jax import config as config_lib
-from looped_jax.config import Preempted, RunError, UserError
 from looped_jax.data.files import write_whole
+from looped_jax.errors import Preempted, RunError, UserError
 from looped_jax.evaluation.metric_table import shown_evaluation
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.training.checkpoint import saved_steps

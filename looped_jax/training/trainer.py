@@ -23,7 +23,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from looped_jax.config import Preempted, RunError, UserError
 from looped_jax.data.pipeline import (
     announce_epochs,
     check_data,
@@ -34,6 +33,7 @@ from looped_jax.data.pipeline import (
 )
 from looped_jax.data.rows import TRAIN_KEYS, Rows
 from looped_jax.data.tasks.downstream import TASKS, expand
+from looped_jax.errors import Preempted, RunError, UserError
 from looped_jax.evaluation.downstream import Asked, Settings, ask, run_task, scalars
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
 from looped_jax.inference.generator import Generator

@@ -13,8 +13,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from looped_jax import config as config_lib
-from looped_jax.config import UserError
 from looped_jax.data.files import write_whole
+from looped_jax.errors import UserError
 from looped_jax.parallel import distributed
 from looped_jax.training.identity import read_run_file
 from looped_jax.training.metrics import read_metrics

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from matplotlib import image
 
 from looped_jax.analysis import compare
-from looped_jax.config import ConfigDict, RunError
+from looped_jax.config import ConfigDict
+from looped_jax.errors import RunError
 from looped_jax.evaluation.intervals import Interval
 from looped_jax.evaluation.metric_table import Metric
 

@@ -18,8 +18,8 @@ from looped_jax.analysis.document import Figure, Table
 from looped_jax.analysis.models import task_groups
 from looped_jax.analysis.records import Record, append_evaluation, find_runs
 from looped_jax.analysis.report import build
-from looped_jax.config import UserError
 from looped_jax.data.tasks.downstream import group_members
+from looped_jax.errors import UserError
 from looped_jax.evaluation.metrics import metric_of
 from looped_jax.training.metrics import read_metrics
 

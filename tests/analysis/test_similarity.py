@@ -5,7 +5,7 @@ import pytest
 from helpers import init, small_model
 
 from looped_jax.analysis.similarity import block_cosines
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.models.regularizer import layer_groups, similarity_at
 
 

@@ -9,8 +9,8 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looped_jax.config import UserError
 from looped_jax.data.documents import UNNAMED, Document, Shards, Turn, cut_blocks, parse
+from looped_jax.errors import UserError
 
 DOCUMENTS = ["First document.", "Zweites Dokument: ä ö ü ⊗", "", "a\nb"]
 

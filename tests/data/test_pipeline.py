@@ -4,11 +4,12 @@ from helpers import share, small_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looped_jax.config import ConfigDict, UserError
+from looped_jax.config import ConfigDict
 from looped_jax.data import pipeline
 from looped_jax.data.documents import Document, Turn
 from looped_jax.data.text import TextRows, pack_in_memory
 from looped_jax.data.vocabulary import Bytes
+from looped_jax.errors import UserError
 
 
 def first_batches(config: ConfigDict, count: int, local: np.ndarray | None = None) -> list:

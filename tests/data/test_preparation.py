@@ -18,7 +18,6 @@ from conftest import ROOT
 from etils import epath
 from helpers import small_config, write_pile
 
-from looped_jax.config import UserError
 from looped_jax.data import preparation
 from looped_jax.data.documents import Shards, parse
 from looped_jax.data.packing import segments_of
@@ -26,6 +25,7 @@ from looped_jax.data.pipeline import Sample
 from looped_jax.data.rows import BOS, EOS
 from looped_jax.data.text import check_files, text_rows
 from looped_jax.data.vocabulary import Bytes
+from looped_jax.errors import UserError
 
 LENGTH = 32
 EXPERIMENT = """

@@ -10,13 +10,13 @@ import seqio
 from etils import epath
 from helpers import small_config, write_pile
 
-from looped_jax.config import UserError
 from looped_jax.data import preparation
 from looped_jax.data.documents import Shards, parse
 from looped_jax.data.rows import EOS
 from looped_jax.data.seqio_text import register_pile
 from looped_jax.data.text import text_rows
 from looped_jax.data.vocabulary import Bytes
+from looped_jax.errors import UserError
 
 MODULE = """
 import functools

@@ -15,9 +15,9 @@ from conftest import ROOT
 from etils import epath
 from helpers import share, small_config, write_language_model, write_pile
 
-from looped_jax.config import UserError
 from looped_jax.data import pipeline, preparation
 from looped_jax.data.text import text_rows
+from looped_jax.errors import UserError
 
 
 def config(path: pathlib.Path, **overrides: Any) -> Any:

@@ -6,7 +6,6 @@ import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from looped_jax.config import UserError
 from looped_jax.data import vocabulary as vocabulary_module
 from looped_jax.data.rows import FIRST_FREE_ID
 from looped_jax.data.vocabulary import (
@@ -17,6 +16,7 @@ from looped_jax.data.vocabulary import (
     shipped_names,
     train_sentencepiece,
 )
+from looped_jax.errors import UserError
 
 TEXT = (
     "The loop is applied again, and again: 12 layers twice is 24.\n\tdef f(x):\n        return x\n"

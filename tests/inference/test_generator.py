@@ -8,8 +8,8 @@ from helpers import init, small_config, small_model, token_logits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looped_jax.config import UserError
 from looped_jax.data.rows import BOS, EOS
+from looped_jax.errors import UserError
 from looped_jax.inference.generator import Generator, bucket
 from looped_jax.inference.sampling import Sampling
 from looped_jax.models.transformer import LoopedTransformer

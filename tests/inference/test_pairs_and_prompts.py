@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looped_jax.config import UserError
 from looped_jax.data.rows import BOS
 from looped_jax.data.vocabulary import Bytes, load_vocabulary
+from looped_jax.errors import UserError
 from looped_jax.inference.text import fit_pair, fit_prompt, pair_ids, prompt_ids
 
 SHIPPED = load_vocabulary("pile_mini_32k")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.inference.sampling import Sampling, sample
 from looped_jax.models.output import NEVER
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import small_config
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.models.attention import causal_attention
 from looped_jax.models.attention_kernels import attention, choose_kernel, splash_flops
 from looped_jax.parallel.mesh import make_mesh, mesh_context

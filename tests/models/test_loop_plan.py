@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.models.loop_plan import LoopPlan, Segment
 
 segments = st.lists(

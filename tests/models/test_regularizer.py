@@ -13,7 +13,7 @@ from etils import epath
 from helpers import init, small_config, small_model
 from hypothesis import given, settings
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.regularizer import CosineRegularizer, layer_groups, similarity_at
 from looped_jax.training.trainer import prepare, train

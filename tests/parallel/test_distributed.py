@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from looped_jax.config import RunError, UserError
+from looped_jax.errors import RunError, UserError
 from looped_jax.parallel import distributed
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import MESHES, random_rows, small_config
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.parallel.mesh import make_mesh, put_batch
 from looped_jax.training.state import _fresh, init_state
 from looped_jax.training.train_step import loss_and_grads

@@ -13,8 +13,8 @@ from helpers import init, small_model, token_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from looped_jax.config import UserError
 from looped_jax.data.tasks.phop import hop
+from looped_jax.errors import UserError
 from looped_jax.theory import chain_of_thought, group_composition, p_hop, simulate_depth
 from looped_jax.theory.construction import Construction, Precision
 from looped_jax.theory.groups import named_group

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.theory.groups import cyclic, from_table, named_group
 
 

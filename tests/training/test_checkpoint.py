@@ -9,8 +9,8 @@ import pytest
 from etils import epath
 from helpers import small_config
 
-from looped_jax.config import RunError, UserError
 from looped_jax.data.pipeline import make_source, train_batches
+from looped_jax.errors import RunError, UserError
 from looped_jax.parallel import distributed
 from looped_jax.training import checkpoint
 from looped_jax.training.checkpoint import (

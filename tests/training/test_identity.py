@@ -15,9 +15,10 @@ from helpers import small_config, write_pile
 from looped_jax.analysis import compare
 from looped_jax.analysis.models import task_groups
 from looped_jax.analysis.records import find_runs
-from looped_jax.config import ConfigDict, UserError, to_json
+from looped_jax.config import ConfigDict, to_json
 from looped_jax.data.pipeline import Sample, make_source
 from looped_jax.data.vocabulary import train_sentencepiece
+from looped_jax.errors import UserError
 from looped_jax.models.format import MODEL_FORMAT
 from looped_jax.parallel.mesh import make_mesh
 from looped_jax.training import identity

@@ -9,7 +9,8 @@ import pytest
 from etils import epath
 from helpers import small_config
 
-from looped_jax.config import ConfigDict, UserError
+from looped_jax.config import ConfigDict
+from looped_jax.errors import UserError
 from looped_jax.training import trainer
 from looped_jax.training.checkpoint import Checkpointer
 from looped_jax.training.run import open_run

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from etils import epath
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.training.sweep import (
     Progress,
     check_unclaimed,

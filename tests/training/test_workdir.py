@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, VARIANTS
 from etils import epath
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 from looped_jax.training.workdir import HOLDER, locked
 
 LONG = "--config.train.steps=100000"

@@ -15,8 +15,8 @@ import zlib
 
 import numpy as np
 
-from looped_jax.config import UserError
 from looped_jax.data.rows import FIRST_FREE_ID, PAD
+from looped_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 BLOCK = 512

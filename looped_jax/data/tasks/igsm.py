@@ -31,9 +31,9 @@ import itertools
 
 import numpy as np
 
-from looped_jax.config import UserError
 from looped_jax.data.rows import EOS, PAD
 from looped_jax.data.tasks.base import Examples, SyntheticTask, Vocabulary, left_align
+from looped_jax.errors import UserError
 
 MODULUS = 7
 LEVELS = ("ABCD", "EFGH", "IJKL", "MNOP")

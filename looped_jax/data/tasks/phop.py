@@ -15,9 +15,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from looped_jax.config import UserError
 from looped_jax.data.rows import FIRST_FREE_ID
 from looped_jax.data.tasks.base import Examples, SyntheticTask, Vocabulary
+from looped_jax.errors import UserError
 
 T = TypeVar("T")
 

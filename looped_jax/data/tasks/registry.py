@@ -4,13 +4,13 @@ import functools
 import re
 from collections.abc import Callable
 
-from looped_jax.config import UserError, nearest
 from looped_jax.data.tasks.addition import MIXTURE, Addition
 from looped_jax.data.tasks.base import SyntheticTask
 from looped_jax.data.tasks.group import GroupComposition
 from looped_jax.data.tasks.igsm import SymbolicIGSM
 from looped_jax.data.tasks.phop import PHop
 from looped_jax.data.tasks.varassign import VariableAssignment
+from looped_jax.errors import UserError, nearest
 
 # Pattern of the whole name -> the task of that name and its matched parameters.
 FAMILIES: dict[str, Callable[..., SyntheticTask]] = {

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-from looped_jax.config import UserError, nearest
 from looped_jax.data.tasks import get_task, task_names
 from looped_jax.data.tasks.downstream import TASKS
+from looped_jax.errors import UserError, nearest
 from looped_jax.evaluation.metrics.answers import (
     exact_text,
     open_domain,

@@ -1,6 +1,7 @@
 """Kinds of loops: one file each, chosen by config.loop.OPTION = NAME; docs/loop_variants.md.
 
-A new one is a file here, a line in VARIANTS, and its name in CHOICES of looped_jax/config.py.
+A new one is a file here, a line in VARIANTS, and its name among the choices of its option in
+looped_jax/config/keys.py.
 """
 
 from looped_jax.models.loops.base import LoopVariant

@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from looped_jax.config import UserError
 from looped_jax.data.tasks import get_task
 from looped_jax.data.tasks.igsm import MODULUS
 from looped_jax.data.tasks.phop import hop
+from looped_jax.errors import UserError
 
 COUNT = np.arange(400)
 

@@ -9,7 +9,6 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looped_jax.config import UserError
 from looped_jax.data.tasks.downstream import TASKS, expand, group_members
 from looped_jax.data.tasks.downstream.base import (
     GROUPS,
@@ -20,6 +19,7 @@ from looped_jax.data.tasks.downstream.base import (
     draw_exemplars,
     read_simple,
 )
+from looped_jax.errors import UserError
 
 SQUAD = {
     "data": [

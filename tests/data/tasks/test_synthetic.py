@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from looped_jax.config import UserError
 from looped_jax.data.rows import PAD
 from looped_jax.data.tasks import get_task, task_names
 from looped_jax.data.tasks.base import BLOCK, SPLITS, content_hash, left_align
+from looped_jax.errors import UserError
 
 TASKS = [*task_names(), "group_a4_n5", "addition_n3", "phop_p1_n3"]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looped_jax.config import UserError
 from looped_jax.data.tasks.downstream import TASKS
+from looped_jax.errors import UserError
 from looped_jax.evaluation.metrics import metric_of
 from looped_jax.evaluation.metrics.answers import trivia_normal
 from looped_jax.evaluation.metrics.dialogue import CANNOT_ANSWER, human_f1, quac_references

@@ -12,7 +12,8 @@ import pytest
 from conftest import ROOT
 from helpers import MESHES, batch_logits, init, random_rows, small_config, small_model
 
-from looped_jax.config import CHOICES, UserError, default_config
+from looped_jax.config import KEYS, default_config
+from looped_jax.errors import UserError
 from looped_jax.inference.cache import decode, prefill
 from looped_jax.models.layers import Layer, LayerInputs, norm, rope_angles
 from looped_jax.models.loops import VARIANTS
@@ -173,7 +174,7 @@ def test_per_loop_parameters_are_sharded_and_optimised_as_matrices() -> None:
 
 def test_every_variant_can_be_chosen_and_no_other() -> None:
     for option, variants in VARIANTS.items():
-        assert CHOICES[f"loop.{option}"] == ("none", *variants)
+        assert KEYS[f"loop.{option}"].choices == ("none", *variants)
     assert set(VARIANTS) == set(default_config().loop) - {"beyond_trained"}
 
 

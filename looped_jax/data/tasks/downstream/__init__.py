@@ -1,8 +1,8 @@
 """The downstream tasks by name: add a file with TASKS and list it here."""
 
-from looped_jax.config import UserError, nearest
 from looped_jax.data.tasks.downstream import closed_book, dialogue, math, open_book, primitives
 from looped_jax.data.tasks.downstream.base import GROUPS, DownstreamTask
+from looped_jax.errors import UserError, nearest
 
 _FILES = (closed_book, open_book, dialogue, math, primitives)
 TASKS: dict[str, DownstreamTask] = {task.name: task for file in _FILES for task in file.TASKS}

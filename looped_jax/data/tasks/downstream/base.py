@@ -15,10 +15,10 @@ from typing import Any
 
 from etils import epath
 
-from looped_jax.config import UserError
 from looped_jax.data.files import identity
 from looped_jax.data.json_text import json_lines
 from looped_jax.data.tasks.downstream.records import check_record, wrong
+from looped_jax.errors import UserError
 
 # A longer run of letters is no word whose beginning is worth losing.
 _LONGEST_WORD = 64

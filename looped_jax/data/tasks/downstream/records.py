@@ -9,7 +9,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from looped_jax.config import UserError
+from looped_jax.errors import UserError
 
 
 def check_record(record: Any, where: str, spans: bool = False) -> dict[str, Any]:

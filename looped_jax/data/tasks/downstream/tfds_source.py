@@ -5,8 +5,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from looped_jax.config import UserError
 from looped_jax.data.tasks.downstream.base import Example
+from looped_jax.errors import UserError
 
 
 def load(

@@ -1,0 +1,359 @@
+"""Every key of a run's config: its default, type, meaning, and what values it may have.
+
+The one source: the ConfigDict, its validation, what a resumed run may change, docs/config.md and
+`--help` all follow from these dataclasses. A section is a class, a key a field of it; rules between
+keys are in looped_jax/config/validation.py.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+# No machine reaches it; beyond, arrays could not even be described.
+MOST = 10**9
+
+
+class Range(NamedTuple):
+    """Numbers from ``low`` to ``high``, both in it unless ``open`` says low or high is not."""
+
+    low: float
+    high: float = MOST
+    open: str = ""
+
+    def __contains__(self, number: object) -> bool:
+        assert isinstance(number, (int, float))
+        above = number > self.low if self.open == "low" else number >= self.low
+        below = number < self.high if self.open == "high" else number <= self.high
+        return above and below  # nan is in none.
+
+    def __str__(self) -> str:
+        if self.low == 1 or (self.low == 0 and self.open == "low"):
+            lower = "positive"
+        else:
+            lower = f"at least {self.low:g}"
+        return f"{lower} and {'less than' if self.open == 'high' else 'at most'} {self.high:g}"
+
+
+POSITIVE, NOT_NEGATIVE = Range(1), Range(0)
+SEED = Range(0, 2**32 - 1)
+COUNT = Range(1, 10**12)  # Of steps.
+ANY = Range(0, 1e30)
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What is known of a key. ``operational``: it alters how a run is watched, read or laid out
+    over devices, not what is computed (another mesh sums in another order, so not to the last bit);
+    a resumed run may change it."""
+
+    default: Any
+    meaning: str
+    choices: tuple[str, ...] = ()
+    range: Range | None = None
+    operational: bool = False
+
+
+def key(
+    default: Any,
+    meaning: str,
+    *,
+    choices: tuple[str, ...] = (),
+    range: Range | None = None,
+    operational: bool = False,
+) -> Any:
+    """A field of a section. Every number has a range."""
+    known = Key(default, meaning, choices, range, operational)
+    return dataclasses.field(default=default, metadata={"key": known})
+
+
+# Logical axis name -> mesh axis (or a tuple of them, or None for replicated).
+# `batch` is split over every axis that holds different data.
+DEFAULT_SHARDING_RULES = (
+    ("batch", ("data", "fsdp")),
+    ("length", "sequence"),
+    ("embedded_batch", "data"),  # While embeddings are looked up, `embed` is still split.
+    ("vocab", "tensor"),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("head_dim", None),
+    ("mlp", "tensor"),
+    ("layers", None),
+    ("loops", None),
+    ("positions", None),
+    ("cache", None),
+    ("activation_embed", None),
+    ("activation_heads", "tensor"),
+    ("activation_mlp", "tensor"),
+    ("activation_vocab", "tensor"),
+)
+# What a layer computes that config.model.saved_names can keep for the backward pass.
+ACTIVATION_NAMES = ("query", "key", "value", "attended", "mlp_up", "mlp_gate")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The run as a whole"""
+
+    name: str = key("", "defaults to the experiment's file name (and argument)")
+    seed: int = key(0, "parameters, data order and synthetic examples follow from it", range=SEED)
+    variants: tuple[Any, ...] = key(
+        (), "runs trained in turn by one command: ((name, ((key, value), …)), …)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The network"""
+
+    plan: str = key("4x3", "depth structure: kxL segments, e.g. 12x2 or 4x1,4x4,4x1")
+    d_model: int = key(256, "width of the residual stream", range=POSITIVE)
+    num_heads: int = key(8, "attention heads", range=POSITIVE)
+    num_kv_heads: int = key(0, "grouped-query attention; 0: one per query head", range=NOT_NEGATIVE)
+    d_ff: int = key(1024, "width of the MLP", range=POSITIVE)
+    mlp: str = key("gelu", "its kind", choices=("gelu", "swiglu", "relu"))
+    bias: bool = key(False, "biases in attention and MLP projections")
+    norm: str = key("rmsnorm", "normalisation", choices=("rmsnorm", "layernorm", "none"))
+    positions: str = key("rope", "how positions are known", choices=("rope", "learned", "none"))
+    rope_theta: float = key(10000.0, "base of RoPE", range=Range(0, 1e30, "low"))
+    tied_output: bool = key(True, "output projection = transposed token embedding")
+    vocab_size: int = key(
+        0, "0: the data's vocabulary, rounded up to a multiple of 8", range=NOT_NEGATIVE
+    )
+    dtype: str = key(
+        "float32", "compute type; parameters are float32", choices=("float32", "bfloat16")
+    )
+    remat: str = key(
+        "none",
+        "what the backward pass recomputes (docs/scale.md)",
+        choices=("none", "layer", "loop", "dots", "names"),
+        operational=True,
+    )
+    saved_names: tuple[str, ...] = key(
+        (),
+        f"with remat=names, what of a layer is kept on the device: {', '.join(ACTIVATION_NAMES)}",
+        operational=True,
+    )
+    offloaded_names: tuple[str, ...] = key((), "the same, kept on the host", operational=True)
+    unroll: str = key(
+        "auto",
+        "how far the scans over layers and loops are laid out; auto: by backend",
+        choices=("auto", "none", "layers", "full"),
+        operational=True,
+    )
+    attention: str = key(
+        "auto",
+        "kernel; splash: TPU, cudnn: GPU in bfloat16",
+        choices=("auto", "xla", "splash", "cudnn"),
+        operational=True,
+    )
+    gather: str = key(
+        "layer",
+        "when fsdp-sharded weights are brought together: at each use, or once per step and segment",
+        choices=("layer", "segment"),
+        operational=True,
+    )
+    logits_mb: int = key(
+        1024,
+        "logits held at once on a device while the loss is computed, MB",
+        range=POSITIVE,
+        operational=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What looped segments do beside passing through their layers (docs/loop_variants.md)"""
+
+    injection: str = key(
+        "none", "add: a segment's input is added before every loop", choices=("none", "add")
+    )
+    per_loop: str = key(
+        "none",
+        "embedding: a learned vector per loop is added before it",
+        choices=("none", "embedding"),
+    )
+    beyond_trained: str = key(
+        "last",
+        "parameters that a loop beyond the trained ones takes: the last one's, the mean of all",
+        choices=("last", "mean", "refuse"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices by axis; one may be -1, all remaining devices (docs/scale.md)"""
+
+    data: int = key(-1, "different rows, copies of parameters", range=Range(-1), operational=True)
+    fsdp: int = key(1, "different rows, parameters shared out", range=Range(-1), operational=True)
+    tensor: int = key(1, "heads, MLP and vocabulary split", range=Range(-1), operational=True)
+    sequence: int = key(1, "rows split along their length", range=Range(-1), operational=True)
+    rules: tuple[Any, ...] = key(
+        DEFAULT_SHARDING_RULES, "(logical axis, mesh axis), …", operational=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What is trained on (docs/data.md, docs/tasks.md)"""
+
+    task: str = key("addition", "a synthetic task (python -m looped_jax.tasks --list), or text")
+    length: int = key(
+        0, "tokens per row; 0: the longest example of a synthetic task", range=NOT_NEGATIVE
+    )
+    targets: str = key(
+        "answer",
+        "running: also the product so far (group composition)",
+        choices=("answer", "running"),
+    )
+    path: str = key(
+        "",
+        "of text: a folder that looped_jax.prepare wrote, or one of Pile-format shards, packed in "
+        "memory at every start; a checkpoint remembers what was there",
+        operational=True,
+    )
+    train_files: str = key("train-*.jsonl.zst", "raw shards of the training split")
+    validation_files: str = key("val.jsonl.zst", "of the validation split")
+    test_files: str = key("", "of the test split")
+    vocabulary: str = key(
+        "bytes", "bytes, a name in data/vocabularies, a SentencePiece .model or a tokenizer.json"
+    )
+    read_threads: int = key(
+        1,
+        "batches read at a time, ahead of the step; more for remote data",
+        range=Range(1, 10_000),
+        operational=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """How looped_jax.prepare makes rows of text"""
+
+    seed: int = key(0, "of the global shuffle", range=SEED, operational=True)
+    shards: int = key(
+        0,
+        "ArrayRecord files of the training split; 0: one per 128 MB of source",
+        range=NOT_NEGATIVE,
+        operational=True,
+    )
+    block_kb: int = key(
+        16384, "text that a process takes at a time, KiB", range=POSITIVE, operational=True
+    )
+    workers: int = key(0, "processes; 0: one per core", range=Range(0, 10_000), operational=True)
+    weights: tuple[Any, ...] = key(
+        (), "(('ArXiv', 2.0), …): copies of a component's documents; others 1", operational=True
+    )
+    seqio_module: str = key(
+        "", "imported, so that the Task of data.path = seqio:TASK exists", operational=True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """Updates (docs/train.md)"""
+
+    name: str = key("adafactor", "its kind", choices=("adafactor", "adamw", "sgd"))
+    learning_rate: float = key(0.01, "its peak", range=ANY)
+    schedule: str = key("cosine", "after the warm-up", choices=("cosine", "constant", "rsqrt"))
+    warmup_steps: int = key(1000, "of linear warm-up", range=Range(0, 10**12))
+    final_fraction: float = key(
+        0.0, "cosine ends at this share of the learning rate", range=Range(0, 1)
+    )
+    clip_norm: float = key(1.0, "of the global gradient; 0: no clipping", range=ANY)
+    weight_decay: float = key(0.0, "not applied to norms, biases and embeddings", range=ANY)
+    b1: float = key(0.9, "AdamW's", range=Range(0, 1, "high"))
+    b2: float = key(0.95, "AdamW's", range=Range(0, 1, "high"))
+    eps: float = key(1e-8, "AdamW's", range=Range(0, 1, "low"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The run's length"""
+
+    steps: int = key(1000, "updates", range=COUNT)
+    batch_size: int = key(32, "rows per update, over all devices", range=POSITIVE)
+    grad_accumulation: int = key(1, "parts that a batch is computed in", range=POSITIVE)
+    z_loss: float = key(0.0, "weight of log(Z)^2 in the loss", range=ANY)
+    log_every: int = key(50, "steps", range=COUNT, operational=True)
+    start_from: str = key("", "RUN/checkpoints/STEP of another run to continue from")
+
+
+@dataclasses.dataclass(frozen=True)
+class Regularizer:
+    """Draws layers that are `block` apart together (docs/train.md)"""
+
+    block: int = key(0, "layers; 0: off", range=NOT_NEGATIVE)
+    strength: float = key(1.0, "the paper's lambda", range=ANY)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stacking:
+    """Gradual stacking, MIDAS (docs/train.md)"""
+
+    block: int = key(0, "layers added per stage; 0: off", range=NOT_NEGATIVE)
+    power: float = key(1.0, "how much longer later stages are", range=Range(0, 1000))
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What is saved"""
+
+    every: int = key(1000, "steps", range=COUNT, operational=True)
+    keep: int = key(3, "the newest so many", range=POSITIVE, operational=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Evaluation (docs/evaluate.md)"""
+
+    every: int = key(1000, "steps", range=COUNT)
+    tasks: tuple[str, ...] = key((), "names; empty: the training task")
+    examples: int = key(1024, "rows per task, the same ones every time", range=POSITIVE)
+    batch_size: int = key(0, "rows; 0: train.batch_size", range=NOT_NEGATIVE)
+    data_dir: str = key(
+        "",
+        "folder of the downstream tasks' files; empty: TFDS, where it has them",
+        operational=True,
+    )
+    style: str = key(
+        "default", "of downstream prompts", choices=("default", "gpt3", "lm_eval", "line")
+    )
+    shots: int = key(
+        -1, "exemplars in a prompt; -1: the task's own number", range=Range(-1, 10_000)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How variants are compared (docs/report.md)"""
+
+    metric: str = key("", "e.g. eval/text/loss")
+    base: str = key("", "the variant that plays it")
+    looped: str = key("", "the same parameters as base, looped")
+    iso_flop: str = key("", "the same FLOPs as looped, not looped")
+
+
+SECTIONS: dict[str, type] = {
+    "": Run,
+    "model": Model,
+    "loop": Loop,
+    "mesh": Mesh,
+    "data": Data,
+    "prepare": Prepare,
+    "optimizer": Optimizer,
+    "train": Train,
+    "regularizer": Regularizer,
+    "stacking": Stacking,
+    "checkpoint": Checkpoint,
+    "eval": Eval,
+    "comparison": Comparison,
+}
+# Dotted name -> what is known of it.
+KEYS: dict[str, Key] = {
+    f"{section}.{field.name}".lstrip("."): field.metadata["key"]
+    for section, of in SECTIONS.items()
+    for field in dataclasses.fields(of)
+}
+# Operational ones of earlier versions that are gone, and keys by their names then.
+RETIRED = ("prepare.block_mb",)
+RENAMED: dict[str, str] = {}

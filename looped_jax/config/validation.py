@@ -1,0 +1,113 @@
+"""What makes a config impossible on any machine."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from looped_jax.config.config_dict import get_key, variant_config
+from looped_jax.config.keys import ACTIVATION_NAMES, KEYS, MOST
+from looped_jax.errors import UserError, nearest
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises UserError naming the first key whose value cannot work, on any machine."""
+    for name, known in KEYS.items():
+        value = get_key(config, name)
+        if known.choices and value not in known.choices:
+            raise UserError(
+                f"config.{name}={value!r} is not one of {', '.join(known.choices)}"
+                + nearest(str(value), known.choices)
+            )
+        if known.range is not None and value not in known.range:
+            raise UserError(f"config.{name}={value} must be {known.range}")
+    _check_tuples(config)
+    model, train = config.model, config.train
+    if model.d_model % model.num_heads:
+        raise UserError(
+            f"config.model.num_heads={model.num_heads} does not divide "
+            f"config.model.d_model={model.d_model}"
+        )
+    if model.num_kv_heads and model.num_heads % model.num_kv_heads:
+        raise UserError(
+            f"config.model.num_kv_heads={model.num_kv_heads} does not divide "
+            f"config.model.num_heads={model.num_heads}"
+        )
+    if model.positions == "rope" and (model.d_model // model.num_heads) % 2:
+        raise UserError(
+            "config.model.positions='rope' needs an even head size; d_model / num_heads is "
+            f"{model.d_model // model.num_heads}"
+        )
+    if train.batch_size % train.grad_accumulation:
+        raise UserError(
+            f"config.train.grad_accumulation={train.grad_accumulation} does not divide "
+            f"config.train.batch_size={train.batch_size}"
+        )
+    for key in ("saved_names", "offloaded_names"):
+        for name in model[key]:
+            if name not in ACTIVATION_NAMES:
+                raise UserError(
+                    f"config.model.{key}: {name!r} is not one of {', '.join(ACTIVATION_NAMES)}"
+                    + nearest(str(name), ACTIVATION_NAMES)
+                )
+        if model[key] and model.remat != "names":
+            raise UserError(f"config.model.{key} is used by config.model.remat='names' only")
+    names = [name for name, _ in config.variants]
+    if config.variants and not config.comparison.metric:
+        raise UserError("config.variants needs config.comparison.metric, e.g. eval/text/loss")
+    for role in ("base", "looped", "iso_flop"):
+        if config.comparison[role] and config.comparison[role] not in names:
+            raise UserError(
+                f"config.comparison.{role}={config.comparison[role]!r} is not a variant: "
+                + ", ".join(names)
+            )
+    for name, overrides in config.variants:
+        validate(variant_config(config, name, overrides))
+
+
+def _check_tuples(config: ConfigDict) -> None:
+    """UserError for a tuple whose parts are not what its key needs."""
+
+    def is_weight(item: Any) -> bool:
+        return (
+            _is_pair(item)
+            and isinstance(item[1], (int, float))
+            and not isinstance(item[1], bool)
+            and 0 <= item[1] < MOST
+        )
+
+    def is_rule(item: Any) -> bool:
+        if not _is_pair(item):
+            return False
+        parts = item[1] if isinstance(item[1], tuple) else item[1:]
+        return all(part is None or isinstance(part, str) for part in parts)
+
+    def is_variant(item: Any) -> bool:
+        return _is_pair(item) and isinstance(item[1], tuple) and all(map(_is_pair, item[1]))
+
+    def is_name(item: Any) -> bool:
+        return isinstance(item, str)
+
+    forms = {
+        "variants": (is_variant, '(name, ((key, value), …)), e.g. ("a", (("model.plan", "1x2"),))'),
+        "mesh.rules": (is_rule, '(logical axis, mesh axis), e.g. ("embed", "fsdp")'),
+        "prepare.weights": (is_weight, "(component, copies), e.g. ('ArXiv', 2.0)"),
+        "eval.tasks": (is_name, "the name of a task"),
+        "model.saved_names": (is_name, "a name"),
+        "model.offloaded_names": (is_name, "a name"),
+    }
+    for key, (fits, form) in forms.items():
+        for item in get_key(config, key):
+            if not fits(item):
+                raise UserError(f"config.{key}: {item!r} is not {form}")
+    for key in ("variants", "prepare.weights"):
+        names = [name for name, _ in get_key(config, key)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"config.{key}: {twice[0]!r} is there twice; two have the same name")
+    for name, _ in config.variants:
+        if not name or {"/", "\\"} & set(name) or name.startswith("."):
+            raise UserError(f"config.variants: {name!r} is not a name for a folder")
+
+
+def _is_pair(item: Any) -> bool:
+    """(text, anything)."""
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)

@@ -1,0 +1,26 @@
+"""What ends a command without a traceback, and how a message names what may have been meant."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can put right. Entry points print it as one line and exit 2."""
+
+
+class RunError(Exception):
+    """A run that cannot go on (a fault). Entry points print it as one line and exit 1."""
+
+
+class Preempted(Exception):
+    """A run that was asked to stop and has saved itself. Entry points print it and exit 0."""
+
+
+def nearest(name: str, known: Iterable[object]) -> str:
+    """`; did you mean 'x'?` for messages, or nothing if no known name is near."""
+    names = [str(k) for k in known]
+    matches = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if not matches:  # A right leaf under a wrong section is the other common slip.
+        leaf = name.rsplit(".", 1)[-1]
+        matches = [k for k in names if k.rsplit(".", 1)[-1] == leaf][:1]
+    return f"; did you mean {matches[0]!r}?" if matches else ""
