@@ -40,6 +40,7 @@ EXTRAS = {
         "pytest",
         "pytest-xdist",
         "ruff",
+        "setuptools",
         "tokenizers",
     ],
     "bench": ["torch", "transformers"],
@@ -54,7 +55,13 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["looped_jax", "looped_jax.*"]),
+    packages=[
+        *find_packages(include=["looped_jax", "looped_jax.*", "experiments", "experiments.*"]),
+        "looped_jax.assets",
+    ],
+    # What code reads keeps its home in data/; see looped_jax/config/places.py.
+    package_dir={"looped_jax.assets": "data"},
+    package_data={"looped_jax.assets": ["**/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import jinja2
 from etils import epath
 
-from looped_jax.config import PROJECT_ROOT
+from looped_jax.config import ASSETS
 from looped_jax.data.files import write_whole
 
-TEMPLATE = PROJECT_ROOT / "data" / "report" / "page.html"
+TEMPLATE = ASSETS / "report" / "page.html"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,10 @@ import functools
 import re
 
 from looped_jax.analysis.fits import percent_gap, percent_gap_range
-from looped_jax.config import PROJECT_ROOT
+from looped_jax.config import ASSETS
 from looped_jax.models.loop_plan import LoopPlan
 
-FOLDER = PROJECT_ROOT / "data" / "paper"
+FOLDER = ASSETS / "paper"
 # Columns that say what a model is, not how good it is.
 DESCRIPTIVE = ("model", "params", "flops")
 # Tables of synthetic tasks.

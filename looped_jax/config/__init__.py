@@ -17,12 +17,14 @@ from looped_jax.config.config_dict import (
     to_text,
     variant_config,
 )
-from looped_jax.config.experiment import PROJECT_ROOT, call, load_experiment, load_function
+from looped_jax.config.experiment import call, load_experiment, load_function
 from looped_jax.config.keys import ACTIVATION_NAMES, DEFAULT_SHARDING_RULES, KEYS
+from looped_jax.config.places import ASSETS, PROJECT_ROOT
 from looped_jax.config.validation import validate
 
 __all__ = [
     "ACTIVATION_NAMES",
+    "ASSETS",
     "DEFAULT_SHARDING_RULES",
     "KEYS",
     "PROJECT_ROOT",

@@ -17,10 +17,9 @@ from ml_collections import ConfigDict
 
 from looped_jax.config.config_dict import apply_overrides, default_config, flatten, kind, set_key
 from looped_jax.config.keys import KEYS
+from looped_jax.config.places import PROJECT_ROOT
 from looped_jax.config.validation import validate
 from looped_jax.errors import UserError, nearest
-
-PROJECT_ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def load_experiment(spec: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
@@ -69,6 +68,9 @@ def _with_known_keys(made: ConfigDict, where: str) -> ConfigDict:
 def load_function(path_text: str, function: str, kind: str) -> Callable[..., Any]:
     """The function that a Python file of the user's defines; UserError if there is none."""
     path = pathlib.Path(path_text)
+    if not path.is_file() and (PROJECT_ROOT / path).is_file():
+        path = PROJECT_ROOT / path  # A shipped one, named from another folder.
+        path_text = str(path)
     if not path.is_file():
         siblings = (
             [str(p) for p in sorted(path.parent.glob("*.py"))] if path.parent.is_dir() else []

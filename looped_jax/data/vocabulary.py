@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from looped_jax.config import PROJECT_ROOT
+from looped_jax.config import ASSETS
 from looped_jax.data.rows import FIRST_FREE_ID
 from looped_jax.errors import UserError, nearest
 
 # Named vocabularies that come with the project: NAME.model beside NAME.json, its provenance.
-SHIPPED = epath.Path(PROJECT_ROOT) / "data" / "vocabularies"
+SHIPPED = epath.Path(ASSETS) / "vocabularies"
 # Tokenisers take time or memory that grows faster than the text does; longer texts are
 # tokenised in parts, cut after a newline where there is one.
 MAX_PART = 1 << 16
