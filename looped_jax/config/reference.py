@@ -10,8 +10,8 @@ from looped_jax.config.keys import KEYS, MOST, SECTIONS, Key
 HEAD = """# Config keys
 
 Written by `python -m looped_jax.config.reference > docs/config.md` from looped_jax/config/keys.py.
-Any of them can be set on the command line, `--config.KEY=VALUE`. A key marked * says how a run is watched, read or
-laid out over devices, and not what is computed: it may change when a run goes on.
+Any of them can be set on the command line, `--config.KEY=VALUE`. A key marked * says how a run is
+watched, read or laid out over devices, and not what is computed: it may change when a run goes on.
 """
 
 
