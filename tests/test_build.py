@@ -31,23 +31,8 @@ RULES = rules()
 OWNER = {src: name for name, rule in RULES.items() for src in rule["srcs"]}
 
 
-def module_file(module: str) -> str | None:
-    """The project's file behind an import, if it is one."""
-    path = module.replace(".", "/")
-    for candidate in (f"{path}.py", f"{path}/__init__.py", f"tests/{path}.py"):
-        if candidate in OWNER:
-            return candidate
-    return None
-
-
 def imported_rules(src: str) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse((ROOT / src).read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {OWNER[file] for name in names if (file := module_file(name))}
+    return {OWNER[file] for file in build_file.imported_files(src, OWNER)}
 
 
 def test_every_file_is_in_exactly_one_rule() -> None:
