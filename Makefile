@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint golden build-file clean
+.PHONY: quickstart test lint golden build-file code-map docs clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m looped_jax.main --config=experiments/quickstart.py
@@ -21,6 +21,13 @@ golden: $(VENV)/installed-test
 
 build-file:
 	$(PYTHON) tests/build_file.py
+
+code-map:
+	$(PYTHON) docs/code_map.py
+
+docs: $(VENV)/installed-test
+	$(BIN)/mkdocs build --strict
+	@echo "open build/site/index.html"
 
 clean:
 	rm -rf $(VENV)

@@ -26,14 +26,17 @@ CORE = [
     "zstandard",
 ]
 DATA = ["seqio", "tensorflow", "tensorflow-datasets"]
+DOCS = ["mkdocs", "mkdocstrings[python]"]
 EXTRAS = {
     "data": DATA,
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
+    "docs": DOCS,
     "tokenizers": ["tokenizers"],
     "lm-eval": ["lm-eval", "torch"],
     "test": [
         *DATA,
+        *DOCS,
         "hypothesis",
         "jax[tpu]",
         "mypy",

@@ -14,9 +14,9 @@ import numpy as np
 
 from benchmarks.common import machine, save
 from looped_jax.config import default_config
-from looped_jax.data.pipeline import make_source, train_batches
+from looped_jax.data.pipeline import train_batches
+from looped_jax.training.job import make_job
 from looped_jax.training.train_step import make_train_step
-from looped_jax.training.trainer import prepare
 
 ROUNDS = 5
 
@@ -28,8 +28,8 @@ def lowered(loops: int, remat: str) -> tuple:
     config.model.update(remat=remat, unroll="none")
     config.data.task = "phop_p16_n256"
     config.train.batch_size = 16
-    job = prepare(config)
-    rows = next(train_batches(make_source(config, "train"), config))
+    job = make_job(config)
+    rows = next(train_batches(job.data, config))
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), rows)
     start = time.perf_counter()
     with job.context():

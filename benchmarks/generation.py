@@ -14,11 +14,12 @@ import numpy as np
 
 from benchmarks.common import machine, save
 from looped_jax.config import ConfigDict, load_experiment
-from looped_jax.data.pipeline import make_source, train_batches
+from looped_jax.data.pipeline import train_batches
+from looped_jax.data.run_data import resolve
 from looped_jax.parallel.mesh import put_batch
+from looped_jax.training.job import make_job
 from looped_jax.training.state import init_state
 from looped_jax.training.train_step import make_train_step
-from looped_jax.training.trainer import prepare
 
 # Task -> the experiment of its smallest model. Those without a table in the paper are compared
 # with the p-hop model, the smallest of the three.
@@ -47,9 +48,9 @@ def configured(task: str) -> ConfigDict:
 
 def trained_per_second(config: ConfigDict) -> float:
     """Examples that the train step consumes in a second on all cores."""
-    job = prepare(config)
+    job = make_job(config)
     state = init_state(job.model, job.optimizer, 0, job.layout)
-    batch = put_batch(next(train_batches(make_source(config, "train"), config)), job.mesh)
+    batch = put_batch(next(train_batches(job.data, config)), job.mesh)
     with job.context():
         step = jax.jit(make_train_step(job.model, job.optimizer))
         jax.block_until_ready(step(state, batch))
@@ -63,7 +64,7 @@ def trained_per_second(config: ConfigDict) -> float:
 
 def generated_per_second(config: ConfigDict) -> float:
     """Rows that one thread makes ready in a second, from fresh blocks."""
-    source = make_source(config, "train")
+    source = resolve(config).source("train")
     seconds, first = [], 0
     for _ in range(5):
         start = time.perf_counter()

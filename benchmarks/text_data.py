@@ -23,12 +23,13 @@ from benchmarks.common import interleaved, machine, save
 from looped_jax.config import ConfigDict, load_experiment
 from looped_jax.data import preparation
 from looped_jax.data.documents import Shards, parse
-from looped_jax.data.pipeline import make_source, train_batches
+from looped_jax.data.pipeline import train_batches
+from looped_jax.data.run_data import resolve
 from looped_jax.data.vocabulary import load_vocabulary
 from looped_jax.parallel.mesh import put_batch
+from looped_jax.training.job import make_job
 from looped_jax.training.state import init_state
 from looped_jax.training.train_step import make_train_step
-from looped_jax.training.trainer import prepare
 
 VOCABULARY = "pile_mini_32k"
 PREPARED = "train-*"  # To time preparing: the longer, the less its start counts.
@@ -92,7 +93,7 @@ def reading(folder: pathlib.Path) -> dict[str, float]:
     for threads in (1, 4):
         config = text_config(str(folder / "prepared0"), read_threads=threads)
         config.train.batch_size = 64
-        batches = train_batches(make_source(config, "train"), config)
+        batches = train_batches(resolve(config), config)
         next(batches)
         start = time.perf_counter()
         count = 200
@@ -113,9 +114,9 @@ def stepping(folder: pathlib.Path) -> dict[str, list[float]]:
     config.data.update(path=ARGUMENTS.pile, train_files=FILES, validation_files="val.jsonl.zst")
     preparation.prepare(config, epath.Path(output))
     config.data.path = str(output)
-    job = prepare(config)
+    job = make_job(config)
     step = jax.jit(make_train_step(job.model, job.optimizer), donate_argnums=0)
-    batches = train_batches(make_source(config, "train"), config)
+    batches = train_batches(resolve(config), config)
     with job.context():
         state = init_state(job.model, job.optimizer, 0, job.layout)
         same = put_batch(next(batches), job.mesh)

@@ -1,11 +1,11 @@
 """Variable assignment in text: a small language model that learns to look a value up.
 
-2⊗1, or the plan given, over the bytes of the documents that benchmarks/variable_assignment.py
-writes, evaluated on the paper's reasoning primitives as any language model is, in one line and
-without exemplars. About 3 minutes on 2 CPU cores; docs/evaluate.md has its results, and how it is
-looped and fine-tuned to look up twice.
+2⊗1, or the plan given, over the bytes of the documents that the first command writes, evaluated on
+the paper's reasoning primitives as any language model is, in one line and without exemplars. About
+3 minutes on 2 CPU cores; docs/evaluate.md has its results, and how it is looped and fine-tuned to
+look up twice.
 
-    python -m benchmarks.variable_assignment --depth=0 --out=runs/programs_depth0
+    python -m looped_jax.data.tasks.assignment_documents --depth=0 --out=runs/programs_depth0
     python -m looped_jax.main --config=experiments/assignment.py \\
         --config.data.path=runs/programs_depth0
 """

@@ -16,13 +16,12 @@ from typing import Any
 import jax
 from absl import flags
 
-from looped_jax import cli
-from looped_jax.config import load_experiment
+from looped_jax.config import cli, load_experiment
+from looped_jax.cost import compiled, tpu
 from looped_jax.errors import UserError
 from looped_jax.models.attention_kernels import splash_flops
 from looped_jax.models.flops import train_flops
-from looped_jax.parallel import compiled, tpu
-from looped_jax.training.trainer import Job, abstract_batch, jitted_train_step, prepare
+from looped_jax.training.job import Job, abstract_batch, jitted_train_step, make_job
 
 _CONFIG = flags.DEFINE_string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "VERSION:AxB[xC], e.g. v5e:8x8 or v5p:4x4x4.")
@@ -37,7 +36,7 @@ def main(overrides: dict[str, str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # A TPU that is there is left alone.
     config = load_experiment(_CONFIG.value, overrides)
     devices = tpu.describe(_TOPOLOGY.value, _SLICES.value)
-    job = prepare(config, needs_data=False, devices=devices)
+    job = make_job(config, needs_data=False, devices=devices)
     print(json.dumps(describe(job, _TOPOLOGY.value, _SLICES.value), indent=1))
 
 

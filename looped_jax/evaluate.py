@@ -17,18 +17,17 @@ import sys
 
 from absl import flags
 
-from looped_jax import cli
 from looped_jax.analysis.records import append_evaluation
-from looped_jax.data.pipeline import run_vocabulary
+from looped_jax.config import cli
 from looped_jax.data.tasks import downstream
 from looped_jax.errors import UserError
 from looped_jax.evaluation.downstream import Settings, evaluate_tasks, scalars, table
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
 from looped_jax.inference.generator import Generator
 from looped_jax.parallel import distributed
+from looped_jax.training.evaluations import held_out_sets
 from looped_jax.training.identity import read_run_file
 from looped_jax.training.run import OpenRun, open_run
-from looped_jax.training.trainer import held_out_sets
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run.")
 _TASKS = flags.DEFINE_list("tasks", [], "Tasks or groups; default: those of the run's config.")
@@ -49,7 +48,7 @@ def main(overrides: dict[str, str]) -> None:
     counts = loop_counts(_LOOPS.value)
     for loops in counts:
         job.model.config.with_loops(loops)  # UserError before anything is read.
-    sets = held_out_sets(config, job.mesh, _SPLIT.value)  # UserError if a text is not there.
+    sets = held_out_sets(job, _SPLIT.value)  # UserError if a text is not there.
     others = tuple(name for name in config.eval.tasks if name != "text")
     names = downstream.expand(others) if config.data.task == "text" else ()
     params = run.parameters()
@@ -113,7 +112,7 @@ def evaluate_downstream(
     identity = run.identity(loops)
     parts += [f"changed-{identity[:8]}"] if run.changed_model else []
     folder = run.workdir / "evaluations" / "_".join(parts)
-    vocabulary = run_vocabulary(job.config)
+    vocabulary = job.data.vocabulary
     first = distributed.is_first()
     summary = evaluate_tasks(
         *(names, settings, generator, vocabulary, folder),

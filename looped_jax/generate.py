@@ -12,8 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from looped_jax import cli
-from looped_jax.data.pipeline import run_vocabulary
+from looped_jax.config import cli
 from looped_jax.errors import UserError
 from looped_jax.inference.generator import Generator
 from looped_jax.inference.sampling import Sampling
@@ -40,7 +39,7 @@ def main(overrides: dict[str, str]) -> None:
         raise UserError("say --prompt=TEXT, or --prompt=- for prompts on stdin")
     sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     run = open_run(_WORKDIR.value, _STEP.value, overrides)
-    vocabulary = run_vocabulary(run.job.config)
+    vocabulary = run.job.data.vocabulary
     # One row at a time: all devices work on it, or hold copies.
     job = run.job
     generator = Generator(

@@ -11,12 +11,13 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
-from looped_jax import cli
-from looped_jax.config import load_experiment, variant_config
+from looped_jax.config import cli, load_experiment, variant_config
 from looped_jax.errors import UserError
 from looped_jax.models.flops import train_flops
 from looped_jax.parallel import distributed
-from looped_jax.training.trainer import Job, prepare, train
+from looped_jax.training.evaluations import Evaluations
+from looped_jax.training.job import Job, make_job
+from looped_jax.training.trainer import train
 from looped_jax.training.workdir import claim_workdir, locked, renew_config
 
 _CONFIG = flags.DEFINE_string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
@@ -31,18 +32,19 @@ def main(overrides: dict[str, str]) -> None:
     config = load_experiment(_CONFIG.value, overrides)
     workdir = epath.Path(_WORKDIR.value or f"runs/{config.name}")
     if not config.variants:
-        train(prepare(config), workdir)
+        train(make_job(config), workdir)
         if distributed.is_first():
             print(f"done: {workdir}")
         return
     # Everything is checked before the first variant starts.
     jobs = {
-        name: prepare(variant_config(config, name, changes)) for name, changes in config.variants
+        name: make_job(variant_config(config, name, changes)) for name, changes in config.variants
     }
+    evaluations = {name: Evaluations(job) for name, job in jobs.items()}
     with locked(workdir):
         claim_workdir(config, workdir)
         for name, job in jobs.items():
-            train(job, workdir / name)
+            train(job, workdir / name, evaluations[name])
         renew_config(config, workdir)
     if distributed.is_first():
         report(config, jobs, workdir)

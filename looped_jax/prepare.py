@@ -10,8 +10,7 @@ interrupted.
 from absl import flags
 from etils import epath
 
-from looped_jax import cli
-from looped_jax.config import load_experiment
+from looped_jax.config import cli, load_experiment
 from looped_jax.errors import UserError
 
 _CONFIG = flags.DEFINE_string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")

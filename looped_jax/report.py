@@ -10,7 +10,7 @@ beside it report.md, and every table as CSV and every figure as PNG.
 from absl import flags
 from etils import epath
 
-from looped_jax import cli
+from looped_jax.config import cli
 from looped_jax.errors import UserError
 
 _RUNS = flags.DEFINE_list("runs", [], "Folders of runs or sweeps.")

@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from looped_jax import cli
+from looped_jax.config import cli
 from looped_jax.data.json_text import json_lines
 from looped_jax.data.tasks.downstream.records import check_record
 from looped_jax.errors import UserError

@@ -14,7 +14,7 @@ from absl import flags
 from etils import epath
 from rich.console import Console
 
-from looped_jax import cli
+from looped_jax.config import cli
 from looped_jax.errors import UserError
 from looped_jax.training import sweep
 

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from looped_jax import cli
+from looped_jax.config import cli
 from looped_jax.data.tasks import get_task, task_names
 from looped_jax.data.tasks.base import SPLITS
 from looped_jax.data.tasks.downstream import TASKS
-from looped_jax.data.tasks.downstream.base import DownstreamTask, Example, Style
+from looped_jax.data.tasks.downstream.base import DownstreamTask
+from looped_jax.data.tasks.downstream.example import Example
+from looped_jax.data.tasks.downstream.prompts import Style
 from looped_jax.errors import UserError, nearest
 
 _LIST = flags.DEFINE_bool("list", False, "Print one task name a line.")

@@ -14,7 +14,7 @@ from absl import flags
 from etils import epath
 from tqdm import tqdm
 
-from looped_jax import cli
+from looped_jax.config import cli
 from looped_jax.data.documents import Document, Shards, parse
 from looped_jax.data.vocabulary import load_vocabulary, train_sentencepiece
 from looped_jax.errors import UserError

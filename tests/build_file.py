@@ -18,7 +18,10 @@ package(default_visibility = ["//visibility:public"])
 # What TensorFlow is needed for, and what needs that: apart from the rest of data.
 SEQIO = ("data/seqio_downstream.py", "data/seqio_text.py", "data/tasks/seqio_tasks.py")
 PREPARATION = ("data/preparation.py", "data/workers.py")
-PACKAGES = ("parallel", "models", "inference", "data", "evaluation", "training", "analysis")
+PACKAGES = (
+    *("parallel", "cost", "models", "inference", "data", "evaluation", "training", "analysis"),
+    "interop",
+)
 # What code reads, no code: library -> patterns.
 ASSETS = {
     "data": ("data/vocabularies/*",),

@@ -17,12 +17,12 @@ import jax
 import numpy as np
 from helpers import MESHES, small_config
 
-from looped_jax.data.pipeline import make_source, train_batches
+from looped_jax.cost import compiled, tpu
+from looped_jax.data.pipeline import train_batches
 from looped_jax.models.format import MODEL_FORMAT
-from looped_jax.parallel import compiled, tpu
 from looped_jax.parallel.mesh import put_batch
+from looped_jax.training.job import Job, abstract_batch, jitted_train_step, make_job
 from looped_jax.training.state import init_state
-from looped_jax.training.trainer import Job, abstract_batch, jitted_train_step, prepare
 
 COSTS, LOSSES = (conftest.ROOT / "tests" / "golden" / f"{n}.json" for n in ("costs", "losses"))
 
@@ -63,7 +63,7 @@ def cost(where: str, name: str) -> dict[str, float]:
     on_tpu = where == TOPOLOGY
     config = small_config(**STEP, **(ON_TPU if on_tpu else ON_CPU)[name])
     devices = tpu.describe(TOPOLOGY) if on_tpu else None
-    job = prepare(config, needs_data=False, devices=devices)
+    job = make_job(config, needs_data=False, devices=devices)
     with job.context():
         lowered = jitted_train_step(job).lower(job.layout.abstract, abstract_batch(job))
     program = lowered.compile()
@@ -142,13 +142,13 @@ def losses(name: str) -> list[float]:
     """Of the first STEPS steps, and the norm of the gradients at the last, on one device."""
     # So low a rate that what other processors round differently does not grow.
     calm = dict(mesh__data=1, optimizer__learning_rate=1e-3)
-    job = prepare(small_config(**calm, **MODELS[name]))
+    job = make_job(small_config(**calm, **MODELS[name]))
     state = init_state(job.model, job.optimizer, 0, job.layout)
     # A stream so small that a norm's epsilon shows.
     state = state.replace(
         params={**state.params, "embed": jax.tree.map(lambda x: 0.1 * x, state.params["embed"])}
     )
-    batches = train_batches(make_source(job.config, "train"), job.config)
+    batches = train_batches(job.data, job.config)
     step, found, metrics = jitted_train_step(job), [], {}
     with job.context():
         for _ in range(STEPS):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from conftest import VARIANTS
 
-from looped_jax.parallel import tpu
+from looped_jax.cost import tpu
 
 SMALL = [
     "--config.model.plan=2x3",

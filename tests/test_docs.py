@@ -2,6 +2,9 @@
 
 import pathlib
 import re
+import runpy
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -36,3 +39,26 @@ def test_modules_that_commands_run_exist(page: pathlib.Path) -> None:
     for module in re.findall(r"python -m ((?:looped_jax|benchmarks)[\w.]+)", page.read_text()):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+def test_the_map_of_the_code_has_every_file() -> None:
+    code_map = runpy.run_path(str(ROOT / "docs" / "code_map.py"))
+    _, written = (ROOT / "docs" / "code.md").read_text().split(code_map["BEGIN"])
+    assert written == code_map["text"](), "make code-map"
+    folders = {path.parent.name for path in (ROOT / "looped_jax").glob("*/__init__.py")}
+    assert set(code_map["layers"]()) == folders
+
+
+def test_the_pages_are_a_site_with_a_reference_whose_links_lead_somewhere(
+    tmp_path: pathlib.Path,
+) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "make quickstart" in (tmp_path / "index.html").read_text()
+    job = (tmp_path / "reference" / "looped_jax.training.job.html").read_text()
+    assert "needs_data" in job and "UserError for whatever" in job
+    assert (
+        "reference/looped_jax.models.loops.segment.html"
+        in (tmp_path / "loop_variants.html").read_text()
+    )

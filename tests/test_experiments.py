@@ -11,7 +11,7 @@ from experiments import pile
 from looped_jax.analysis import published
 from looped_jax.config import load_experiment, variant_config
 from looped_jax.errors import UserError
-from looped_jax.training import trainer
+from looped_jax.training.job import make_job
 from looped_jax.training.sweep import load_sweep
 
 FILES = sorted(p for p in (ROOT / "experiments").glob("*.py") if p.name != "__init__.py")
@@ -66,7 +66,7 @@ def test_an_experiment_builds_and_validates(spec: str, pile_dir: str) -> None:
         variant.unlock()
         variant.data.path = pile_dir
         variant.mesh.update(data=1, fsdp=1)
-        trainer.prepare(variant)
+        make_job(variant)
 
 
 def test_every_experiment_file_is_built_by_these_tests() -> None:
@@ -93,7 +93,7 @@ def test_the_pile_model_has_the_papers_layers(pile_dir: str) -> None:
     config.unlock()
     config.data.path = pile_dir
     config.mesh.update(data=1, fsdp=1)
-    params = trainer.prepare(config).layout.abstract.params
+    params = make_job(config).layout.abstract.params
     # 24 x (4 D D + 3 D F + 2 norms of D), D = 2048, F = 5120.
     assert layers(params) == 24 * (4 * 2048**2 + 3 * 2048 * 5120 + 2 * 2048)
 

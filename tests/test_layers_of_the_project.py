@@ -4,19 +4,27 @@ import ast
 import pathlib
 import subprocess
 import sys
+from types import FrameType
+from typing import Any
 
 import pytest
 from conftest import ROOT
+from helpers import small_config
+
+from looped_jax.config import ConfigDict
+from looped_jax.training.job import make_job
 
 # Top to bottom; entry points are the modules directly in looped_jax/, except errors, and what
 # `python -m` runs of a package.
 ROWS = [
     {"entry points"},
-    {"training", "evaluation", "analysis", "theory"},
+    {"analysis", "theory", "interop"},
+    {"training"},
+    {"evaluation"},
     {"inference"},
     {"data"},
     {"models"},
-    {"parallel"},
+    {"parallel", "cost"},
     {"config"},
     {"errors"},
 ]
@@ -73,3 +81,55 @@ def test_a_command_starts_without_tensorflow_or_seqio(command: str) -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    known = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in MODULES}
+    edges = {
+        name: [other for other in imported_modules(path) if other in known and other != name]
+        for name, path in known.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join((*above[above.index(name) :], name))
+        if name not in done:
+            for other in edges[name]:
+                visit(other, (*above, name))
+            done.add(name)
+
+    for name in known:
+        visit(name, ())
+
+
+def test_the_top_of_the_package_is_its_commands() -> None:
+    others = {path.name for path in PACKAGE.glob("*.py") if "cli.run(main" not in path.read_text()}
+    assert others == {"__init__.py", "errors.py"}
+
+
+@pytest.mark.parametrize("task", ["addition_n4", "text"])
+def test_a_reader_who_follows_the_config_from_make_job_is_seldom_sent_back(task: str) -> None:
+    # Every function that a config, or a part of it, is handed to, by its file, in order.
+    stops: list[str] = []
+
+    def on_call(frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event != "call" or not code.co_filename.startswith(f"{PACKAGE}/"):
+            return
+        path = pathlib.Path(code.co_filename)
+        if PACKAGE / "config" in path.parents:
+            return
+        handed = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount]]
+        if any(isinstance(value, ConfigDict) for value in handed):
+            stops.append(str(path.relative_to(PACKAGE)))
+
+    config = small_config(data__task=task, data__length=64, model__vocab_size=512)
+    sys.setprofile(on_call)
+    try:
+        make_job(config, needs_data=False)
+    finally:
+        sys.setprofile(None)
+    legs = [path for i, path in enumerate(stops) if i == 0 or stops[i - 1] != path]
+    returns = len(legs) - len(set(legs))
+    assert returns <= 6, legs
+    assert len(set(legs)) > 4, legs

@@ -8,7 +8,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from looped_jax.analysis import plots
-from looped_jax.analysis.models import distinguishing_keys, short
+from looped_jax.analysis.groups import distinguishing_keys, short
 from looped_jax.analysis.text_table import aligned
 from looped_jax.errors import RunError
 from looped_jax.evaluation.intervals import Interval
@@ -22,7 +22,7 @@ from looped_jax.evaluation.metric_table import (
 )
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.training.identity import data_identity, read_run_file
-from looped_jax.training.metrics import read_metrics
+from looped_jax.training.metrics_file import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)

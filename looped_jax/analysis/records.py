@@ -19,10 +19,10 @@ from looped_jax.models.flops import train_flops
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.training.checkpoint import saved_steps
 from looped_jax.training.identity import data_identity, read_run_file
-from looped_jax.training.metrics import read_metrics
-from looped_jax.training.run import for_reading
+from looped_jax.training.job import Job
+from looped_jax.training.metrics_file import read_metrics
+from looped_jax.training.run import reading
 from looped_jax.training.sweep import listed_runs
-from looped_jax.training.trainer import Job, prepare
 
 # Where `looped_jax.evaluate` keeps what it measured on held-out rows.
 EVALUATIONS = "evaluations/held_out.jsonl"
@@ -51,7 +51,7 @@ class Record:
     @functools.cached_property
     def job(self) -> Job:
         """The run made concrete on whatever devices are here, without its data."""
-        return prepare(for_reading(self.config).lock(), needs_data=False)
+        return reading(self.config)
 
     @functools.cached_property
     def provenance(self) -> dict[str, Any]:

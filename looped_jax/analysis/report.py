@@ -10,7 +10,7 @@ from typing import Any
 from looped_jax.analysis import plots, published
 from looped_jax.analysis.document import Details, Document, Figure, Section, Table, Text
 from looped_jax.analysis.fits import Line, ScalingLaw, alpha_ratio
-from looped_jax.analysis.models import Model, TaskGroup, metric_curve, task_groups
+from looped_jax.analysis.groups import Model, TaskGroup, metric_curve, task_groups
 from looped_jax.analysis.provenance import mixed_numerics, mixed_samples, provenance_table
 from looped_jax.analysis.records import Record
 from looped_jax.analysis.similarity import block_cosines

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from looped_jax.errors import UserError
-from looped_jax.models.regularizer import layer_groups
+from looped_jax.training.regularizer import layer_groups
 
 
 def block_cosines(params: Any, block: int) -> dict[str, np.ndarray]:

@@ -6,8 +6,6 @@ state is grain's and goes into the checkpoint.
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -15,11 +13,9 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from looped_jax.data.rows import TRAIN_KEYS, Rows, RowSource, answer_rows
-from looped_jax.data.tasks import downstream, get_task
-from looped_jax.data.tasks.base import SyntheticTask
-from looped_jax.data.text import TextRows, check_files, text_rows, text_vocab_size
-from looped_jax.data.vocabulary import fingerprint, load_vocabulary
+from looped_jax.data.rows import TRAIN_KEYS, Rows, RowSource
+from looped_jax.data.run_data import RunData
+from looped_jax.data.text import TextRows
 from looped_jax.errors import UserError
 
 PREFETCHED_BATCHES = 4
@@ -27,82 +23,6 @@ PREFETCHED_BATCHES = 4
 HELD_OUT_SEED = 0
 # Errors come out of grain as they went in, without remarks on their tracebacks in the message.
 grain.config.update("py_traceback_filtering", "off")
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskRows:
-    """Row source over one split of a synthetic task."""
-
-    task: SyntheticTask
-    split: str
-    seed: int
-    length: int
-    running_targets: bool = False
-    num_rows: int | None = None
-
-    @property
-    def vocab_size(self) -> int:
-        return self.task.vocabulary.size
-
-    @property
-    def fingerprint(self) -> str:
-        """The config says all there is to know."""
-        return ""
-
-    def rows(self, indices: np.ndarray) -> Rows:
-        """See data/rows.py."""
-        examples = self.task.examples(self.seed, self.split, indices)
-        running = examples.running_NS if self.running_targets else None
-        return answer_rows(examples.inputs_NS, examples.answers_NA, self.length, running)
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSpec:
-    """What the model must know of its data."""
-
-    length: int
-    vocab_size: int
-
-
-def data_spec(config: ConfigDict) -> DataSpec:
-    """Row length and vocabulary of a run, without reading any file.
-
-    UserError if an evaluation task has another vocabulary than the training task, or rows do
-    not fit in config.data.length.
-    """
-    if config.data.task == "text":
-        if not config.data.length:
-            raise UserError("config.data.length must be set for config.data.task='text'")
-        downstream.expand(tuple(name for name in config.eval.tasks if name != "text"))
-        return DataSpec(config.data.length, text_vocab_size(config))
-    task = get_task(config.data.task)
-    if config.data.targets == "running" and not task.has_running_targets:
-        raise UserError(f"config.data.targets='running': task {task.name} has no running targets")
-    tasks = [task, *(get_task(name) for name in config.eval.tasks)]
-    for other in tasks:
-        if other.vocabulary.tokens != task.vocabulary.tokens:
-            raise UserError(
-                f"config.eval.tasks: {other.name} has another vocabulary than {task.name}"
-            )
-    needed = max(other.row_length for other in tasks)
-    if config.data.length and config.data.length < needed:
-        raise UserError(f"config.data.length={config.data.length} is less than {needed} tokens")
-    return DataSpec(config.data.length or needed, task.vocabulary.size)
-
-
-def run_vocabulary(config: ConfigDict) -> Any:
-    """What a run's ids mean: has encode(text) and decode(ids)."""
-    if config.data.task == "text":
-        return load_vocabulary(config.data.vocabulary)
-    return get_task(config.data.task).vocabulary
-
-
-def vocabulary_fingerprint(config: ConfigDict) -> str:
-    """Equal for vocabularies in which equal ids mean the same, whatever they are called."""
-    if config.data.task == "text":
-        return fingerprint(config.data.vocabulary)
-    tokens = json.dumps(list(get_task(config.data.task).vocabulary.tokens))
-    return hashlib.sha256(tokens.encode()).hexdigest()
 
 
 def check_same_vocabulary(trained: dict[str, Any], here: str) -> None:
@@ -113,22 +33,6 @@ def check_same_vocabulary(trained: dict[str, Any], here: str) -> None:
             f"with: its sha256 is {here[:12]}…, that one's {trained['vocabulary'][:12]}…; give "
             "that file"
         )
-
-
-def make_source(config: ConfigDict, split: str, task_name: str = "") -> RowSource:
-    """The row source of a split: of the training task, or of another synthetic task."""
-    task_name = task_name or config.data.task
-    if task_name == "text":
-        return text_rows(config, split)
-    length = data_spec(config).length
-    running = config.data.targets == "running"
-    return TaskRows(get_task(task_name), split, config.seed, length, running)
-
-
-def check_data(config: ConfigDict) -> None:
-    """UserError if text is missing or another one: before anything is compiled or written."""
-    if config.data.task == "text":
-        check_files(config)
 
 
 def announce_epochs(source: RowSource, config: ConfigDict) -> str | None:
@@ -171,7 +75,7 @@ class TrainBatches:
     iterator: grain.DatasetIterator
     batches: _Batches
     fingerprint: str  # Of the data; see RowSource.
-    vocabulary: str  # vocabulary_fingerprint
+    vocabulary: str  # Its fingerprint.
     # What else the rows and their order follow from, where data are made or shuffled by the config.
     recipe: dict[str, Any]
 
@@ -221,10 +125,14 @@ class TrainBatches:
 
 
 def train_batches(
-    source: RowSource, config: ConfigDict, local: np.ndarray | None = None
+    data: RunData,
+    config: ConfigDict,
+    local: np.ndarray | None = None,
+    source: RowSource | None = None,
 ) -> TrainBatches:
     """An endless iterator over batches of rows [B, T], or those rows of each batch whose numbers
-    ``local`` has."""
+    ``local`` has. ``source``: the data's training rows, where they are open already."""
+    source = data.source("train") if source is None else source
     size = config.train.batch_size
     rows = np.arange(size) if local is None else local
     batches = _Batches(source, size, config.seed, rows)
@@ -239,9 +147,7 @@ def train_batches(
         "length": source.length,
         "seed": config.seed,
     }
-    return TrainBatches(
-        iterator, batches, source.fingerprint, vocabulary_fingerprint(config), recipe
-    )
+    return TrainBatches(iterator, batches, source.fingerprint, data.vocabulary_fingerprint, recipe)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,10 @@ Both give the rows of data/packing.py. Which one config.data.path is, its manife
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from looped_jax.data.files import sha256
 from looped_jax.data.manifest import Manifest, is_prepared, read_manifest
 from looped_jax.data.packing import Encoded, RowReader, component_id, pack, token_dtype
 from looped_jax.data.rows import Rows
-from looped_jax.data.vocabulary import Vocabulary, fingerprint, load_vocabulary
+from looped_jax.data.vocabulary import Vocabulary, load_vocabulary, vocabulary_fingerprint
 from looped_jax.errors import RunError, UserError
 
 _BLOCK = 1 << 24
@@ -81,72 +82,105 @@ def patterns(config: ConfigDict) -> dict[str, str]:
     return {split: pattern for split, pattern in named.items() if pattern}
 
 
-def open_prepared(config: ConfigDict) -> Manifest | None:
-    """The manifest behind config.data.path, None for raw shards.
+@dataclasses.dataclass(frozen=True)
+class TextData:
+    """The data of a language model; see data/run_data.py."""
 
-    UserError if the data was prepared with another vocabulary or length than the config's.
-    """
-    folder = epath.Path(config.data.path)
-    if not config.data.path or not is_prepared(folder):
-        return None
-    manifest = read_manifest(folder)
-    recipe = manifest.recipe
+    length: int
+    path: str
+    patterns: Mapping[str, str]
+    weights: Mapping[str, Any]  # Of config.prepare, which the data was to be prepared with.
+    vocabulary_name: str
+    vocabulary_fingerprint: str
+    manifest: Manifest | None  # None for raw shards.
+
+    @classmethod
+    def resolve(cls, config: ConfigDict) -> "TextData":
+        """Opens what config.data.path is.
+
+        UserError if rows have no length, or the data was prepared with another one or another
+        vocabulary.
+        """
+        data = config.data
+        if not data.length:
+            raise UserError("config.data.length must be set for config.data.task='text'")
+        folder = epath.Path(data.path)
+        manifest = read_manifest(folder) if data.path and is_prepared(folder) else None
+        fingerprint = vocabulary_fingerprint(data.vocabulary)
+        if manifest is not None:
+            _check_recipe(manifest, config, fingerprint)
+        return cls(
+            length=data.length,
+            path=data.path,
+            patterns=patterns(config),
+            weights=dict(config.prepare.weights),
+            vocabulary_name=data.vocabulary,
+            vocabulary_fingerprint=fingerprint,
+            manifest=manifest,
+        )
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        return load_vocabulary(self.vocabulary_name)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, from the manifest where there is one: nothing is loaded then."""
+        if self.manifest is None:
+            return self.vocabulary.size
+        return int(self.manifest.recipe["vocabulary"]["size"])
+
+    def check(self) -> None:
+        """UserError if a file is missing, if raw shards are in two splits, or if the data was not
+        prepared with config.prepare.weights."""
+        read = {k: pattern for k, pattern in self.patterns.items() if k != "test"}
+        if self.manifest is not None:
+            for split in read:
+                self.manifest.shards(split)
+        else:
+            found = {split: Shards.find(self.path, pattern) for split, pattern in read.items()}
+            check_apart({split: shards.identity() for split, shards in found.items()})
+        there = {} if self.manifest is None else self.manifest.recipe["weights"]
+        if self.weights and self.weights != there:
+            raise UserError(
+                f"config.prepare.weights={tuple(self.weights.items())} has no effect on "
+                f"{self.path}, which "
+                + (
+                    "is not prepared"
+                    if self.manifest is None
+                    else f"was prepared with {there or 'none'}"
+                )
+                + "; prepare the raw data with them (python -m looped_jax.prepare)"
+            )
+
+    def source(self, split: str, task: str = "") -> TextRows:
+        """The rows of a split; see Manifest.shards and data/documents.py for the errors."""
+        assert task in ("", "text"), task
+        if self.manifest is not None:
+            return _prepared_rows(self.manifest, split)
+        if split not in self.patterns:
+            raise UserError(f"text has no {split} split: config.data.{split}_files is empty")
+        shards = Shards.find(self.path, self.patterns[split])
+        documents = (document for block in shards.blocks(_BLOCK) for document in parse(block))
+        identity = [sha256(path) for path in shards.paths]  # Not names and sizes: content.
+        return pack_in_memory(documents, self.vocabulary, self.length, self.path, identity)
+
+
+def _check_recipe(manifest: Manifest, config: ConfigDict, vocabulary: str) -> None:
+    """UserError if the data was prepared with another row length or vocabulary."""
+    recipe, folder = manifest.recipe, manifest.folder
     if recipe["length"] != config.data.length:
         raise UserError(
             f"config.data.length={config.data.length}, but {folder} was prepared with length "
             f"{recipe['length']}"
         )
-    if recipe["vocabulary"]["sha256"] != fingerprint(config.data.vocabulary):
+    known = recipe["vocabulary"]
+    if known["sha256"] != vocabulary:
         raise UserError(
             f"config.data.vocabulary={config.data.vocabulary!r} is not the vocabulary that "
-            f"{folder} was prepared with ({recipe['vocabulary']['name']!r}, "
-            f"{recipe['vocabulary']['size']} ids, sha256 {recipe['vocabulary']['sha256'][:12]}…)"
+            f"{folder} was prepared with ({known['name']!r}, {known['size']} ids, sha256 "
+            f"{known['sha256'][:12]}…)"
         )
-    return manifest
-
-
-def text_vocab_size(config: ConfigDict) -> int:
-    """V of config.data.vocabulary, from the manifest where there is one."""
-    manifest = open_prepared(config)
-    if manifest is not None:
-        return int(manifest.recipe["vocabulary"]["size"])
-    return load_vocabulary(config.data.vocabulary).size
-
-
-def check_files(config: ConfigDict) -> None:
-    """UserError if what a run reads is missing, if raw shards are in two splits, or if the data was
-    not prepared with config.prepare.weights: before anything is compiled or written."""
-    manifest = open_prepared(config)
-    read = {k: pattern for k, pattern in patterns(config).items() if k != "test"}
-    if manifest is not None:
-        for split in read:
-            manifest.shards(split)
-    else:
-        found = {split: Shards.find(config.data.path, pattern) for split, pattern in read.items()}
-        check_apart({split: shards.identity() for split, shards in found.items()})
-    weights = dict(config.prepare.weights)
-    there = {} if manifest is None else manifest.recipe["weights"]
-    if weights and weights != there:
-        raise UserError(
-            f"config.prepare.weights={config.prepare.weights} has no effect on "
-            f"{config.data.path}, which "
-            + ("is not prepared" if manifest is None else f"was prepared with {there or 'none'}")
-            + "; prepare the raw data with them (python -m looped_jax.prepare)"
-        )
-
-
-def text_rows(config: ConfigDict, split: str) -> TextRows:
-    """The rows of a split; see open_prepared and data/documents.py for the errors."""
-    manifest = open_prepared(config)
-    if manifest is not None:
-        return _prepared_rows(manifest, split)
-    if split not in patterns(config):
-        raise UserError(f"text has no {split} split: config.data.{split}_files is empty")
-    shards = Shards.find(config.data.path, patterns(config)[split])
-    documents = (document for block in shards.blocks(_BLOCK) for document in parse(block))
-    identity = [sha256(path) for path in shards.paths]  # Not names and sizes: content.
-    vocabulary = load_vocabulary(config.data.vocabulary)
-    return pack_in_memory(documents, vocabulary, config.data.length, config.data.path, identity)
 
 
 def encode(document: Document, vocabulary: Vocabulary) -> tuple[np.ndarray, np.ndarray]:

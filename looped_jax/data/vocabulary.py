@@ -215,7 +215,7 @@ def vocabulary_file(spec: str) -> epath.Path | None:
     return path
 
 
-def fingerprint(spec: str) -> str:
+def vocabulary_fingerprint(spec: str) -> str:
     """The vocabulary's fingerprint, without loading it."""
     path = vocabulary_file(spec)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path else Bytes.fingerprint

@@ -21,14 +21,9 @@ from tqdm import tqdm
 
 from looped_jax.data.files import write_whole
 from looped_jax.data.tasks.downstream import TASKS, group_members
-from looped_jax.data.tasks.downstream.base import (
-    GROUPS,
-    DownstreamTask,
-    Example,
-    Prompt,
-    build_prompt,
-    draw_exemplars,
-)
+from looped_jax.data.tasks.downstream.base import GROUPS, DownstreamTask
+from looped_jax.data.tasks.downstream.example import Example
+from looped_jax.data.tasks.downstream.prompts import Prompt, build_prompt, draw_exemplars
 from looped_jax.errors import RunError, UserError
 from looped_jax.evaluation.intervals import mean_interval
 from looped_jax.evaluation.metric_table import ENDS

@@ -21,6 +21,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from looped_jax.errors import UserError
 from looped_jax.models.attention import causal_attention, causal_mask
+from looped_jax.parallel.backend import Backend
 from looped_jax.parallel.per_device import free_axes, per_device, spec_of
 
 Array = jax.Array
@@ -30,19 +31,19 @@ SPLASH_MULTIPLE = 128
 _SPLASH_BLOCK = 1024
 
 
-def choose_kernel(kernel: str, platform: str, length: int, dtype: Any) -> str:
-    """What config.model.attention stands for; UserError if it cannot run here."""
+def choose_kernel(kernel: str, backend: Backend, length: int, dtype: Any) -> str:
+    """What config.model.attention stands for with so many tokens of a row on each device; UserError
+    if it cannot run there."""
     half = jnp.dtype(dtype).itemsize == 2
     if kernel == "auto":
-        if platform == "tpu" and length % SPLASH_MULTIPLE == 0:
-            return "splash"
-        return "cudnn" if platform == "gpu" and half else "xla"
+        runs = {"splash": length % SPLASH_MULTIPLE == 0, "cudnn": half}
+        return backend.attention if runs.get(backend.attention) else "xla"
     if kernel == "splash" and length % SPLASH_MULTIPLE:
         raise UserError(
             f"config.model.attention='splash' needs a multiple of {SPLASH_MULTIPLE} tokens of a "
             f"row on each device; there are {length}"
         )
-    if kernel == "cudnn" and (platform != "gpu" or not half):
+    if kernel == "cudnn" and (backend.platform != "gpu" or not half):
         raise UserError(
             "config.model.attention='cudnn' needs an NVIDIA GPU and config.model.dtype='bfloat16'"
         )

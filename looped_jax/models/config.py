@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from looped_jax.errors import UserError
 from looped_jax.models.attention_kernels import choose_kernel
 from looped_jax.models.loop_plan import LoopPlan
+from looped_jax.parallel.backend import CPU, Backend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class ModelConfig:
     attention: str = "xla"
     gather: str = "layer"
     logits_mb: int = 1024
-    platform: str = "cpu"  # What it will run on: cpu | gpu | tpu.
+    backend: Backend = CPU  # What it will run on.
     ids_in_use: int = 0  # Ids from here on pad the vocabulary; 0: none does.
     head_size: int = 0  # 0: d_model / num_heads. The constructions in theory/ need others.
 
@@ -65,14 +66,14 @@ class ModelConfig:
         *,
         vocab_size: int,
         max_length: int,
-        platform: str = "cpu",
+        backend: Backend = CPU,
         length_shards: int = 1,
     ) -> "ModelConfig":
         """Resolves config.model and config.loop for data with this vocabulary and row length,
-        on a platform and with rows split over so many devices.
+        on a kind of device and with rows split over so many of them.
 
         UserError if config.model.vocab_size is less than the data's, or config.model.attention
-        cannot run on the platform.
+        cannot run there.
         """
         model, loop = config.model, config.loop.to_dict()
         if 0 < model.vocab_size < vocab_size:
@@ -80,7 +81,7 @@ class ModelConfig:
                 f"config.model.vocab_size={model.vocab_size} is less than the data's vocabulary of "
                 f"{vocab_size}; 0 takes the data's"
             )
-        fields = {**model.to_dict(), "max_length": max_length, "platform": platform}
+        fields = {**model.to_dict(), "max_length": max_length, "backend": backend}
         fields["plan"] = LoopPlan.parse(model.plan)
         fields["beyond_trained"] = loop.pop("beyond_trained")
         fields["loop"] = tuple(sorted((k, name) for k, name in loop.items() if name != "none"))
@@ -89,6 +90,6 @@ class ModelConfig:
         fields["num_kv_heads"] = model.num_kv_heads or model.num_heads
         fields["dtype"] = jnp.dtype(model.dtype)
         fields["attention"] = choose_kernel(
-            model.attention, platform, max_length // length_shards, model.dtype
+            model.attention, backend, max_length // length_shards, model.dtype
         )
         return cls(**fields)

@@ -87,7 +87,7 @@ def flat_dot_general(
 def _dot_general(config: ModelConfig) -> Callable[..., Array] | None:
     """None is `lax.dot_general`. A length split over devices must stay a dimension of its own:
     merged with the rows it has no tiled sharding, and each device would compute all of it."""
-    flat = config.platform == "cpu" and not split_axes(("sequence",))
+    flat = config.backend.flat_products and not split_axes(("sequence",))
     return flat_dot_general if flat else None
 
 

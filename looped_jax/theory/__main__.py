@@ -13,7 +13,7 @@ evaluation, beside that of the construction for the same task. --figure=FILE.png
 from absl import flags
 from etils import epath
 
-from looped_jax import cli
+from looped_jax.config import cli
 from looped_jax.errors import RunError, UserError
 
 _NAMES = ["group_composition", "p_hop", "simulate_depth", "chain_of_thought"]

@@ -12,8 +12,8 @@ from looped_jax.evaluation.held_out import Evaluator
 from looped_jax.theory import group_composition, p_hop
 from looped_jax.theory.construction import Construction
 from looped_jax.theory.groups import named_group
+from looped_jax.training.evaluations import held_out_sets
 from looped_jax.training.run import open_run
-from looped_jax.training.trainer import held_out_sets
 
 EXAMPLES = 512
 
@@ -25,7 +25,7 @@ def by_loops(workdir: str, most: int) -> dict[str, dict[int, float]]:
     job, task = run.job, str(run.job.config.data.task)
     of_construction = construction_curve(task)
     job.model.config.with_loops(1)  # UserError if there is nothing to loop.
-    (held_out,) = held_out_sets(job.config, job.mesh)
+    (held_out,) = held_out_sets(job)
     params = run.parameters()
     trained: dict[int, float] = {}
     for loops in range(1, most + 1):

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from looped_jax.parallel import distributed
+from looped_jax.parallel.backend import backend_of
 from looped_jax.parallel.mesh import replicated
 
 Checksums = dict[str, int]
@@ -31,9 +32,8 @@ def checksums(tree: Any) -> Checksums:
     """Path of each array of a tree -> its checksum. All lie on one mesh."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     mesh = leaves[0][1].sharding.mesh
-    # XLA sums integers on a CPU ten times as slowly as NumPy.
-    on_cpu = mesh.devices.flat[0].platform == "cpu" and not distributed.several()
-    sums = _by_numpy(tree) if on_cpu else jax.device_get(_by_devices(mesh)(tree))
+    here = backend_of(mesh).arrays_in_host_memory and not distributed.several()
+    sums = _by_numpy(tree) if here else jax.device_get(_by_devices(mesh)(tree))
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): int(value)
         for (path, _), value in zip(leaves, jax.tree.leaves(sums), strict=True)

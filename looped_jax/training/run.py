@@ -12,11 +12,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from looped_jax import config as config_lib
-from looped_jax.data.pipeline import check_same_vocabulary, vocabulary_fingerprint
+from looped_jax.data.pipeline import check_same_vocabulary
 from looped_jax.errors import UserError
 from looped_jax.training.checkpoint import read_meta, read_params, saved_steps
+from looped_jax.training.job import Job, make_job
 from looped_jax.training.stacking import stage_at
-from looped_jax.training.trainer import Job, prepare
 
 # Keys that say what is evaluated when, or how much at a time, and not what comes out.
 WITHOUT_EFFECT = ("eval.tasks", "eval.every", "eval.batch_size")
@@ -40,7 +40,7 @@ class OpenRun:
     def meta(self) -> dict[str, Any]:
         """See training/checkpoint.py. UserError if its vocabulary is not the config's."""
         meta = read_meta(self.checkpoint)
-        check_same_vocabulary(meta["data"], vocabulary_fingerprint(self.job.config))
+        check_same_vocabulary(meta["data"], self.job.data.vocabulary_fingerprint)
         return meta
 
     def parameters(self) -> Any:
@@ -83,7 +83,7 @@ def open_run(
         there = ", ".join(map(str, steps))
         raise UserError(f"{folder} has no checkpoint of step {step}; it has {there}")
     trained = config_lib.read_config(folder / "config.json")
-    config, changed = for_reading(trained), ConfigDict(trained.to_dict())
+    config, changed = _for_reading(trained), ConfigDict(trained.to_dict())
     for one in (config, changed):
         config_lib.apply_overrides(one, overrides or {})
     config_lib.validate(config)
@@ -92,11 +92,17 @@ def open_run(
         for key in config_lib.differing_keys(changed, trained)
         if key not in WITHOUT_EFFECT
     }
-    job = prepare(stage_at(config.lock(), step).config, needs_data=False)
+    job = make_job(stage_at(config.lock(), step).config, needs_data=False)
     return OpenRun(folder, step, job, overridden)
 
 
-def for_reading(config: ConfigDict) -> ConfigDict:
+def reading(config: ConfigDict) -> Job:
+    """The job of a run's config for looking at it, on whatever devices are here and without its
+    data."""
+    return make_job(_for_reading(config).lock(), needs_data=False)
+
+
+def _for_reading(config: ConfigDict) -> ConfigDict:
     """A run's config, unlocked, for whatever devices are here: on a mesh of rows alone, in batches
     that divide over it."""
     here = ConfigDict(config.to_dict())

@@ -15,11 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from looped_jax.errors import UserError
 from looped_jax.models.loop_plan import LoopPlan
-from looped_jax.models.stacking import duplicated_middle
 from looped_jax.training.state import StateLayout, TrainState
 
 
@@ -75,6 +75,19 @@ def stage_at(config: ConfigDict, step: int) -> Stage:
     """The stage that made the update number ``step``, whose depth its checkpoint has."""
     *others, last = stages(config)
     return next((stage for stage in others if step <= stage.end), last)
+
+
+def duplicated_middle(layers: int, block: int) -> np.ndarray:
+    """Which old layer each layer of the grown stack is a copy of: [layers + block] indices.
+
+    The stack is N = layers / block blocks B_1 … B_N; the grown one is B_1 … B_m, B_m … B_N with
+    m = ceil(N / 2).
+    """
+    if block < 1 or layers % block:
+        raise ValueError(f"blocks of {block} do not divide {layers} layers")
+    middle = (layers // block + 1) // 2
+    old = np.arange(layers)
+    return np.concatenate([old[: middle * block], old[(middle - 1) * block :]])
 
 
 def grow(state: TrainState, before: StateLayout, after: StateLayout, block: int) -> TrainState:

@@ -26,7 +26,7 @@ from looped_jax.errors import Preempted, RunError, UserError
 from looped_jax.evaluation.metric_table import shown_evaluation
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.training.checkpoint import saved_steps
-from looped_jax.training.metrics import read_metrics
+from looped_jax.training.metrics_file import read_metrics
 
 SWEEP_FILE = "sweep.json"
 

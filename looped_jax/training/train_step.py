@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 
 from looped_jax.models.loss import loss_sums
-from looped_jax.models.regularizer import CosineRegularizer
 from looped_jax.models.transformer import LoopedTransformer, batch_forward
+from looped_jax.training.regularizer import CosineRegularizer
 from looped_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]

@@ -17,7 +17,7 @@ from looped_jax.data.files import write_whole
 from looped_jax.errors import UserError
 from looped_jax.parallel import distributed
 from looped_jax.training.identity import read_run_file
-from looped_jax.training.metrics import read_metrics
+from looped_jax.training.metrics_file import read_metrics
 
 # The lock itself, and who holds it. The operating system releases it with the process, however that
 # ends; the file stays, and means nothing by itself.

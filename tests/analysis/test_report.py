@@ -15,13 +15,13 @@ from helpers import small_config
 from looped_jax import config as config_lib
 from looped_jax.analysis import plots
 from looped_jax.analysis.document import Figure, Table
-from looped_jax.analysis.models import task_groups
+from looped_jax.analysis.groups import task_groups
 from looped_jax.analysis.records import Record, append_evaluation, find_runs
 from looped_jax.analysis.report import build
 from looped_jax.data.tasks.downstream import group_members
 from looped_jax.errors import UserError
 from looped_jax.evaluation.metrics import metric_of
-from looped_jax.training.metrics import read_metrics
+from looped_jax.training.metrics_file import read_metrics
 
 ACCURACY = "eval/group_z7_n4/accuracy"
 

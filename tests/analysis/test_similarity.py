@@ -6,7 +6,7 @@ from helpers import init, small_model
 
 from looped_jax.analysis.similarity import block_cosines
 from looped_jax.errors import UserError
-from looped_jax.models.regularizer import layer_groups, similarity_at
+from looped_jax.training.regularizer import layer_groups, similarity_at
 
 
 def test_a_block_is_like_itself_and_neighbours_are_as_the_regulariser_says() -> None:

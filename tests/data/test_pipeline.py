@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from looped_jax.config import ConfigDict
 from looped_jax.data import pipeline
 from looped_jax.data.documents import Document, Turn
+from looped_jax.data.run_data import resolve
 from looped_jax.data.text import TextRows, pack_in_memory
 from looped_jax.data.vocabulary import Bytes
 from looped_jax.errors import UserError
 
 
 def first_batches(config: ConfigDict, count: int, local: np.ndarray | None = None) -> list:
-    batches = pipeline.train_batches(pipeline.make_source(config, "train"), config, local)
+    batches = pipeline.train_batches(resolve(config), config, local)
     return [next(batches) for _ in range(count)]
 
 
@@ -36,13 +37,13 @@ def test_batches_follow_from_the_seed() -> None:
 
 def test_an_iterator_goes_on_exactly_from_its_saved_state() -> None:
     config = small_config()
-    source = pipeline.make_source(config, "train")
-    iterator = pipeline.train_batches(source, config)
+    source = resolve(config).source("train")
+    iterator = pipeline.train_batches(resolve(config), config, source=source)
     for _ in range(3):
         next(iterator)
     state = iterator.state()
     expected = [next(iterator) for _ in range(3)]
-    fresh = pipeline.train_batches(source, config)
+    fresh = pipeline.train_batches(resolve(config), config, source=source)
     fresh.set_state(state)
     for batch in expected:
         assert_same(next(fresh), batch)
@@ -61,7 +62,7 @@ def test_text_is_shuffled_and_every_epoch_sees_each_row_once() -> None:
     source = packed([chr(97 + i) * 7 for i in range(24)], length=8)
     assert source.num_rows == 24
     config = small_config(data__task="text", data__length=8, train__batch_size=8)
-    iterator = pipeline.train_batches(source, config)
+    iterator = pipeline.train_batches(resolve(config), config, source=source)
     epochs = [np.concatenate([next(iterator)["tokens"][:, 1] for _ in range(3)]) for _ in range(2)]
     for epoch in epochs:
         assert sorted(epoch) == sorted(source.rows(np.arange(24))["tokens"][:, 1])
@@ -70,7 +71,7 @@ def test_text_is_shuffled_and_every_epoch_sees_each_row_once() -> None:
 
 
 def test_evaluation_rows_are_the_same_every_time_and_padded_with_empty_ones() -> None:
-    source = pipeline.make_source(small_config(), "validation")
+    source = resolve(small_config()).source("validation")
     sample = pipeline.Sample.of(source, 20)
     batches = pipeline.eval_batches(sample, batch_size=16)
     assert [b["answer"].any(axis=1).sum() for b in batches] == [16, 4]
@@ -110,18 +111,18 @@ def test_tokens_know_their_document_also_where_it_goes_on_over_rows(
 def test_a_row_knows_its_place_whatever_the_batch_size() -> None:
     config = small_config(data__task="text", data__length=8, train__batch_size=8)
     source = packed([chr(97 + i) * 7 for i in range(24)], length=8)
-    whole = pipeline.train_batches(source, config)
+    whole = pipeline.train_batches(resolve(config), config, source=source)
     in_order = np.concatenate([next(whole)["tokens"] for _ in range(6)])
-    first = pipeline.train_batches(source, config)
+    first = pipeline.train_batches(resolve(config), config, source=source)
     for _ in range(2):
         next(first)
     state = first.state()
     assert state["rows"] == 16
     smaller = small_config(data__task="text", data__length=8, train__batch_size=4)
-    second = pipeline.train_batches(source, smaller)
+    second = pipeline.train_batches(resolve(smaller), smaller, source=source)
     second.start_at_row(state["rows"])
     np.testing.assert_array_equal(next(second)["tokens"], in_order[16:20])
-    third = pipeline.train_batches(source, smaller)
+    third = pipeline.train_batches(resolve(smaller), smaller, source=source)
     third.set_state(second.state())
     np.testing.assert_array_equal(next(third)["tokens"], in_order[20:24])
     assert third.state()["rows"] == 24
@@ -153,4 +154,4 @@ def test_no_more_rows_are_evaluated_than_there_are() -> None:
 )
 def test_data_that_cannot_work_is_named(overrides: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        pipeline.data_spec(small_config(**overrides))
+        resolve(small_config(**overrides))

@@ -23,7 +23,7 @@ from looped_jax.data.documents import Shards, parse
 from looped_jax.data.packing import segments_of
 from looped_jax.data.pipeline import Sample
 from looped_jax.data.rows import BOS, EOS
-from looped_jax.data.text import check_files, text_rows
+from looped_jax.data.run_data import resolve
 from looped_jax.data.vocabulary import Bytes
 from looped_jax.errors import UserError
 
@@ -74,7 +74,7 @@ def files(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def stored(folder: pathlib.Path, split: str = "train") -> list[bytes]:
-    source = text_rows(config(folder), split)
+    source = resolve(config(folder)).source(split)
     return list(source.records.__getitems__(range(source.num_rows)))
 
 
@@ -86,7 +86,7 @@ def documents(pile: pathlib.Path, pattern: str) -> list:
 def test_every_token_of_every_document_is_in_exactly_one_row(
     pile: pathlib.Path, prepared: pathlib.Path
 ) -> None:
-    source = text_rows(config(prepared), "train")
+    source = resolve(config(prepared)).source("train")
     rows = source.rows(np.arange(source.num_rows))
     pairs = Counter()
     for tokens, targets, segments in zip(
@@ -103,7 +103,7 @@ def test_every_token_of_every_document_is_in_exactly_one_row(
 def test_shuffled_rows_know_the_documents_and_components_of_their_tokens(
     pile: pathlib.Path, prepared: pathlib.Path
 ) -> None:
-    source = text_rows(config(prepared), "validation")
+    source = resolve(config(prepared)).source("validation")
     sample = Sample.of(source, 10_000)
     rows = sample.rows(np.arange(len(sample.order)))
     real = rows["segment_ids"] > 0
@@ -327,7 +327,7 @@ def test_a_shard_is_never_in_two_splits_nor_twice_in_one(
         prepare(pile, tmp_path / "out", **own)
     # Raw shards are read by a run without being prepared.
     with pytest.raises(UserError, match=r"val\.jsonl\.zst is in both train and validation"):
-        check_files(config(pile, **own))
+        resolve(config(pile, **own)).check()
     twice = tmp_path / "twice"
     write_pile(twice)
     (twice / "train-00009.jsonl.zst").write_bytes((twice / "train-00000.jsonl.zst").read_bytes())
@@ -337,13 +337,13 @@ def test_a_shard_is_never_in_two_splits_nor_twice_in_one(
     with pytest.raises(UserError, match=same):
         prepare(twice, tmp_path / "out")
     with pytest.raises(UserError, match=same):
-        check_files(config(twice))
+        resolve(config(twice)).check()
     (twice / "train-00009.jsonl.zst").unlink()
     for name in ("a", "b"):  # Files of one name in two folders, too.
         (twice / name).mkdir()
         (twice / name / "part.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(UserError, match=r"part\.jsonl of train and part\.jsonl of train have"):
-        check_files(config(twice, data__train_files="*/part.jsonl"))
+        resolve(config(twice, data__train_files="*/part.jsonl")).check()
     with pytest.raises(UserError, match=leak):
         prepare(twice, tmp_path / "out", data__validation_files="held_out.jsonl.zst")
     assert not (tmp_path / "out").exists()
@@ -363,12 +363,12 @@ def test_weights_that_a_run_cannot_heed_are_refused(
 ) -> None:
     weights = (("ArXiv", 2.0),)
     with pytest.raises(UserError, match=r"weights.* has no effect on .* is not prepared"):
-        check_files(config(pile, prepare__weights=weights))
+        resolve(config(pile, prepare__weights=weights)).check()
     with pytest.raises(UserError, match=r"weights.* has no effect on .* was prepared with none"):
-        check_files(config(prepared, prepare__weights=weights))
+        resolve(config(prepared, prepare__weights=weights)).check()
     prepare(pile, tmp_path / "out", prepare__weights=weights)
-    check_files(config(tmp_path / "out", prepare__weights=weights))
-    check_files(config(tmp_path / "out"))
+    resolve(config(tmp_path / "out", prepare__weights=weights)).check()
+    resolve(config(tmp_path / "out")).check()
 
 
 def test_a_full_disk_ends_in_one_line_and_the_same_command_finishes(

@@ -13,8 +13,8 @@ from helpers import small_config, write_pile
 from looped_jax.data import preparation
 from looped_jax.data.documents import Shards, parse
 from looped_jax.data.rows import EOS
+from looped_jax.data.run_data import resolve
 from looped_jax.data.seqio_text import register_pile
-from looped_jax.data.text import text_rows
 from looped_jax.data.vocabulary import Bytes
 from looped_jax.errors import UserError
 
@@ -52,7 +52,7 @@ def test_a_seqio_task_is_prepared_like_shards(
     )
     preparation.prepare(config, epath.Path(tmp_path / "out"))
     own = small_config(data__task="text", data__length=16, data__path=str(tmp_path / "out"))
-    source = text_rows(own, "train")
+    source = resolve(own).source("train")
     assert source.components == ("my_text",)
     rows = source.rows(np.arange(source.num_rows))
     texts = sys.modules["my_tasks"].TEXTS["train"]

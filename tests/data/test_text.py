@@ -16,7 +16,7 @@ from etils import epath
 from helpers import share, small_config, write_language_model, write_pile
 
 from looped_jax.data import pipeline, preparation
-from looped_jax.data.text import text_rows
+from looped_jax.data.run_data import resolve
 from looped_jax.errors import UserError
 
 
@@ -40,7 +40,7 @@ def prepared(pile: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pa
 
 
 def batches(config: Any, steps: list[int], local: Any = None) -> list[dict]:
-    iterator = pipeline.train_batches(pipeline.make_source(config, "train"), config, local)
+    iterator = pipeline.train_batches(resolve(config), config, local)
     every = [next(iterator) for _ in range(max(steps) + 1)]
     return [every[step] for step in steps]
 
@@ -72,7 +72,7 @@ def test_batches_are_the_same_for_any_number_of_hosts_and_threads(
 
 def test_a_host_reads_only_its_part(prepared: pathlib.Path) -> None:
     own = config(prepared)
-    source = text_rows(own, "train")
+    source = resolve(own).source("train")
     asked: list[int] = []
 
     class Recording:
@@ -84,7 +84,9 @@ def test_a_host_reads_only_its_part(prepared: pathlib.Path) -> None:
             return source.records.__getitems__(indices)
 
     recording = dataclasses.replace(source, records=Recording())
-    iterator = pipeline.train_batches(recording, own, share(1, 4, own.train.batch_size))
+    iterator = pipeline.train_batches(
+        resolve(own), own, share(1, 4, own.train.batch_size), source=recording
+    )
     for _ in range(3):
         next(iterator)
     assert len(asked) % 2 == 0 and len(set(asked)) == len(asked)
@@ -92,10 +94,10 @@ def test_a_host_reads_only_its_part(prepared: pathlib.Path) -> None:
 
 
 def test_every_epoch_sees_each_row_once_in_another_order(prepared: pathlib.Path) -> None:
-    source = text_rows(config(prepared), "train")
+    source = resolve(config(prepared)).source("train")
     size = 8
     own = config(prepared)
-    iterator = pipeline.train_batches(source, own)
+    iterator = pipeline.train_batches(resolve(own), own, source=source)
     epoch = source.num_rows // size
     whole = source.rows(np.arange(source.num_rows))["tokens"]
     seen = [np.concatenate([next(iterator)["tokens"] for _ in range(epoch)]) for _ in range(2)]
@@ -108,15 +110,15 @@ def test_every_epoch_sees_each_row_once_in_another_order(prepared: pathlib.Path)
 
 def test_a_position_saved_by_two_hosts_is_taken_up_by_one(prepared: pathlib.Path) -> None:
     own = config(prepared)
-    source = text_rows(own, "train")
+    source = resolve(own).source("train")
     halves = [share(i, 2, own.train.batch_size) for i in range(2)]
-    two = [pipeline.train_batches(source, own, half) for half in halves]
+    two = [pipeline.train_batches(resolve(own), own, half, source=source) for half in halves]
     for _ in range(5):
         for iterator in two:
             next(iterator)
     states = [json.dumps(iterator.state()) for iterator in two]
     assert states[0] == states[1]
-    one = pipeline.train_batches(source, own)
+    one = pipeline.train_batches(resolve(own), own, source=source)
     one.set_state(json.loads(states[0]))
     assert_same([next(one)], batches(own, [5]))
 
@@ -125,27 +127,27 @@ def test_other_data_under_the_same_path_is_refused_on_resume(
     pile: pathlib.Path, prepared: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     preparation.prepare(config(pile, prepare__seed=1), epath.Path(tmp_path / "other"))
-    iterator = pipeline.train_batches(text_rows(config(prepared), "train"), config(prepared))
+    iterator = pipeline.train_batches(resolve(config(prepared)), config(prepared))
     other = config(tmp_path / "other")
-    elsewhere = pipeline.train_batches(text_rows(other, "train"), other)
+    elsewhere = pipeline.train_batches(resolve(other), other)
     with pytest.raises(UserError, match="is not what this run was trained on"):
         elsewhere.check_same(iterator.state())
     assert not elsewhere.has_same_data(iterator.state())
     # A copy of the same data is the same data.
     copy = tmp_path / "copy"
     shutil.copytree(prepared, copy)
-    copied = pipeline.train_batches(text_rows(config(copy), "train"), config(copy))
+    copied = pipeline.train_batches(resolve(config(copy)), config(copy))
     copied.check_same(iterator.state())
 
 
 def test_more_steps_than_rows_are_announced(prepared: pathlib.Path) -> None:
-    source = text_rows(config(prepared), "train")
+    source = resolve(config(prepared)).source("train")
     steps = 2 * source.num_rows // 8
     said = pipeline.announce_epochs(source, config(prepared, train__steps=steps))
     assert said is not None and f"the data has {source.num_rows}: 2.00 epochs" in said
     assert pipeline.announce_epochs(source, config(prepared, train__steps=3)) is None
     synthetic = small_config(train__steps=10**9)
-    assert pipeline.announce_epochs(pipeline.make_source(synthetic, "train"), synthetic) is None
+    assert pipeline.announce_epochs(resolve(synthetic).source("train"), synthetic) is None
 
 
 def damaged(prepared: pathlib.Path, tmp_path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
@@ -165,26 +167,26 @@ def test_what_does_not_fit_is_said_before_the_run_starts(
         ),
     ):
         with pytest.raises(UserError, match=message):
-            pipeline.check_data(config(prepared, **overrides))
+            resolve(config(prepared, **overrides)).check()
     with pytest.raises(UserError, match="has no test split; it has train, validation"):
-        text_rows(config(prepared), "test")
+        resolve(config(prepared)).source("test")
     copy, shard = damaged(prepared, tmp_path)
     shard.write_bytes(shard.read_bytes()[:-10])
     with pytest.raises(UserError, match=f"{shard.name} has .* not whole"):
-        pipeline.check_data(config(copy))
+        resolve(config(copy)).check()
     shard.unlink()
     with pytest.raises(UserError, match=f"{shard.name} is missing"):
-        pipeline.check_data(config(copy))
+        resolve(config(copy)).check()
     manifest = copy / "manifest.json"
     content = manifest.read_text()
     manifest.write_text(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"manifest.json is damaged"):
-        pipeline.check_data(config(copy))
+        resolve(config(copy)).check()
     shards = json.loads(content)
     shards["splits"]["train"]["shards"].pop()
     manifest.write_text(json.dumps(shards))
     with pytest.raises(UserError, match="was changed by hand"):
-        pipeline.check_data(config(copy))
+        resolve(config(copy)).check()
 
 
 def test_a_shard_that_vanishes_during_a_run_is_named_and_the_run_can_go_on(

@@ -14,6 +14,7 @@ from etils import epath
 from helpers import small_config, write_pile
 
 from looped_jax.data import pipeline, preparation
+from looped_jax.data.run_data import resolve
 
 STEPS = (0, 1, 100)
 # Each process: its batches, as arrays of the whole mesh, gathered; and its position after them.
@@ -26,14 +27,13 @@ jax.distributed.initialize(address, num_processes=2, process_id=int(process))
 from jax.experimental import multihost_utils
 from looped_jax import config as config_lib
 from looped_jax.data import pipeline
+from looped_jax.data.run_data import resolve
 from looped_jax.parallel.mesh import local_rows, make_mesh, put_batch
 
 config = config_lib.from_json(open(config_file).read())
 mesh = make_mesh(config)
 size = config.train.batch_size
-batches = pipeline.train_batches(
-    pipeline.make_source(config, "train"), config, local_rows(mesh, size)
-)
+batches = pipeline.train_batches(resolve(config), config, local_rows(mesh, size))
 gathered = {}
 for step in range(101):
     batch = put_batch(next(batches), mesh, size)
@@ -84,8 +84,8 @@ def test_two_processes_see_the_batches_of_one(config: Any, tmp_path: pathlib.Pat
         errors = process.communicate(timeout=300)[1]
         assert process.returncode == 0, errors
 
-    source = pipeline.make_source(config, "train")
-    one = pipeline.train_batches(source, config)
+    source = resolve(config).source("train")
+    one = pipeline.train_batches(resolve(config), config, source=source)
     expected = [next(one) for _ in range(102)]
     for i in range(2):
         gathered = np.load(tmp_path / f"{i}.npz")
@@ -94,7 +94,7 @@ def test_two_processes_see_the_batches_of_one(config: Any, tmp_path: pathlib.Pat
                 np.testing.assert_array_equal(gathered[f"{step}/{key}"], expected[step][key])
 
     # One process goes on where the two were.
-    resumed = pipeline.train_batches(source, config)
+    resumed = pipeline.train_batches(resolve(config), config, source=source)
     resumed.set_state(json.loads((tmp_path / "1.json").read_text()))
     batch = next(resumed)
     for key in batch:

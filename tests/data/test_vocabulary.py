@@ -11,10 +11,10 @@ from looped_jax.data.rows import FIRST_FREE_ID
 from looped_jax.data.vocabulary import (
     MAX_PART,
     Vocabulary,
-    fingerprint,
     load_vocabulary,
     shipped_names,
     train_sentencepiece,
+    vocabulary_fingerprint,
 )
 from looped_jax.errors import UserError
 
@@ -154,7 +154,7 @@ def test_bad_vocabularies_are_named(tmp_path: pathlib.Path) -> None:
         with pytest.raises(UserError, match=message):
             load_vocabulary(spec)
     with pytest.raises(UserError, match="no such vocabulary"):
-        fingerprint("nothing")
+        vocabulary_fingerprint("nothing")
 
 
 def test_a_tokenizer_that_is_not_byte_level_is_refused(tmp_path: pathlib.Path) -> None:

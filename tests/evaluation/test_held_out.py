@@ -7,8 +7,8 @@ import pytest
 from helpers import batch_logits, init, share, small_config, small_model, token_logits
 
 from looped_jax.data.documents import Document, Turn
-from looped_jax.data.pipeline import make_source
 from looped_jax.data.rows import answer_rows
+from looped_jax.data.run_data import resolve
 from looped_jax.data.text import pack_in_memory
 from looped_jax.data.vocabulary import Bytes
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
@@ -94,7 +94,7 @@ def test_text_metrics_are_those_of_their_definitions(setup: tuple) -> None:
 
 
 def test_batches_are_shared_between_processes(setup: tuple) -> None:
-    source = make_source(setup[0], "validation")
+    source = resolve(setup[0]).source("validation")
     whole = HeldOut.from_source("x", source, 10, 4)
     parts = [HeldOut.from_source("x", source, 10, 4, share(i, 2, 4)) for i in range(2)]
     for i, batch in enumerate(whole.batches):

@@ -12,6 +12,7 @@ from helpers import small_config
 from looped_jax.errors import UserError
 from looped_jax.models.attention import causal_attention
 from looped_jax.models.attention_kernels import attention, choose_kernel, splash_flops
+from looped_jax.parallel.backend import CPU, GPU, TPU
 from looped_jax.parallel.mesh import make_mesh, mesh_context
 
 LENGTH = 256
@@ -73,15 +74,15 @@ def test_queries_split_over_devices_see_all_keys_before_them() -> None:
 
 
 def test_the_kernel_follows_from_platform_length_and_type() -> None:
-    assert choose_kernel("auto", "tpu", 1280, "bfloat16") == "splash"
-    assert choose_kernel("auto", "tpu", 100, "bfloat16") == "xla"
-    assert choose_kernel("auto", "gpu", 1280, "bfloat16") == "cudnn"
-    assert choose_kernel("auto", "gpu", 1280, "float32") == "xla"
-    assert choose_kernel("auto", "cpu", 1280, "bfloat16") == "xla"
+    assert choose_kernel("auto", TPU, 1280, "bfloat16") == "splash"
+    assert choose_kernel("auto", TPU, 100, "bfloat16") == "xla"
+    assert choose_kernel("auto", GPU, 1280, "bfloat16") == "cudnn"
+    assert choose_kernel("auto", GPU, 1280, "float32") == "xla"
+    assert choose_kernel("auto", CPU, 1280, "bfloat16") == "xla"
     with pytest.raises(UserError, match="multiple of 128 tokens"):
-        choose_kernel("splash", "tpu", 100, "bfloat16")
+        choose_kernel("splash", TPU, 100, "bfloat16")
     with pytest.raises(UserError, match="needs an NVIDIA GPU"):
-        choose_kernel("cudnn", "cpu", 128, "bfloat16")
+        choose_kernel("cudnn", CPU, 128, "bfloat16")
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from helpers import init, random_rows, small_model, token_logits
 
+from looped_jax.cost.compiled import cost
 from looped_jax.models.flops import forward_flops, train_flops
-from looped_jax.parallel.compiled import cost
 from looped_jax.training.train_step import loss_and_grads
 
 # Wide enough that element-wise work, which only the compiler counts, is a small part.
@@ -37,7 +37,7 @@ def test_counted_flops_of_a_step_are_the_products_of_the_compiled_step(plan: str
     rows = random_rows(rows=4, length=64, vocab=512)
     step = jax.jit(lambda params, batch: loss_and_grads(model, params, batch))
     compiled = step.lower(init(model), rows).compile()
-    # Loops are counted as often as they run, see parallel/compiled.py.
+    # Loops are counted as often as they run, see cost/compiled.py.
     found = cost(compiled.as_text()).flops
     assert found == pytest.approx(train_flops(model.config, 4, 64), rel=0.01)
 

@@ -9,9 +9,9 @@ from helpers import MESHES, random_rows, small_config
 
 from looped_jax.errors import UserError
 from looped_jax.parallel.mesh import make_mesh, put_batch
+from looped_jax.training.job import make_job
 from looped_jax.training.state import _fresh, init_state
 from looped_jax.training.train_step import loss_and_grads
-from looped_jax.training.trainer import prepare
 
 # Sums of float32 in another order; gradients here are of size 0.01 to 1.
 TOLERANCE = dict(rtol=2e-5, atol=2e-6)
@@ -21,7 +21,7 @@ WIDTHS = dict(
 
 
 def one_step(**mesh: int) -> tuple[Any, Any, Any]:
-    job = prepare(small_config(**WIDTHS, **mesh))
+    job = make_job(small_config(**WIDTHS, **mesh))
     state = init_state(job.model, job.optimizer, 0, job.layout)
     batch = put_batch(random_rows(rows=16, length=8, vocab=10), job.mesh)
     with job.context():
@@ -48,7 +48,7 @@ def test_loss_and_gradients_are_the_same_on_every_mesh(on_one_device: Any, name:
 
 def test_parameters_and_their_moments_are_spread_over_fsdp_and_tensor() -> None:
     mesh = MESHES["2 data, 2 fsdp, 2 tensor"]
-    job = prepare(small_config(**{**WIDTHS, "optimizer__name": "adamw"}, **mesh))
+    job = make_job(small_config(**{**WIDTHS, "optimizer__name": "adamw"}, **mesh))
     state = init_state(job.model, job.optimizer, 0, job.layout)
     kernel = state.params["segment_0"]["layers"]["layer"]["mlp"]["up"]["kernel"]
     assert kernel.shape == (1, 16, 32)
@@ -79,12 +79,12 @@ def test_a_mesh_that_cannot_be_says_why(overrides: dict[str, int], message: str)
 
 def test_a_parameter_that_does_not_divide_is_named() -> None:
     with pytest.raises(UserError, match=r"mlp.*kernel.*does not divide over mesh axes"):
-        prepare(small_config(model__d_ff=33, mesh__data=4, mesh__tensor=2))
+        make_job(small_config(model__d_ff=33, mesh__data=4, mesh__tensor=2))
 
 
 def test_no_device_ever_holds_the_whole_state_while_it_is_initialised() -> None:
     wide = dict(model__vocab_size=4096, model__d_model=64, optimizer__name="adamw")
-    job = prepare(small_config(mesh__data=1, mesh__fsdp=8, **wide))
+    job = make_job(small_config(mesh__data=1, mesh__fsdp=8, **wide))
     fresh = jax.jit(lambda: _fresh(job.model, job.optimizer, 0), out_shardings=job.layout.shardings)
     memory = fresh.lower().compile().memory_analysis()
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(job.layout.abstract))

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from helpers import small_config
 
-from looped_jax.parallel import tpu
-from looped_jax.training.trainer import abstract_batch, jitted_train_step, prepare
+from looped_jax.cost import tpu
+from looped_jax.training.job import abstract_batch, jitted_train_step, make_job
 
 WIDE = dict(
     model__d_model=128, model__num_heads=1, model__d_ff=256, data__length=128, mesh__fsdp=2
@@ -16,7 +16,7 @@ WIDE = dict(
 
 def product_operands(**overrides: Any) -> list[tuple[str, ...]]:
     """The operand types of every matrix product of a training step compiled for a TPU."""
-    job = prepare(
+    job = make_job(
         small_config(**WIDE, **overrides), needs_data=False, devices=tpu.describe("v5e:2x2")
     )
     with job.context():

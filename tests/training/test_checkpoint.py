@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from helpers import small_config
 
-from looped_jax.data.pipeline import make_source, train_batches
+from looped_jax.data.pipeline import train_batches
 from looped_jax.errors import RunError, UserError
 from looped_jax.parallel import distributed
 from looped_jax.training import checkpoint
@@ -22,17 +22,17 @@ from looped_jax.training.checkpoint import (
     start_from,
 )
 from looped_jax.training.checksums import checksums
+from looped_jax.training.job import Job, make_job
 from looped_jax.training.state import init_state
-from looped_jax.training.trainer import Job, prepare
 
 
 @pytest.fixture(scope="module")
 def job() -> Job:
-    return prepare(small_config(mesh__fsdp=8, mesh__data=1))
+    return make_job(small_config(mesh__fsdp=8, mesh__data=1))
 
 
 def fresh_batches(job: Job) -> Any:
-    return train_batches(make_source(job.config, "train"), job.config)
+    return train_batches(job.data, job.config)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def workdir(job: Job, tmp_path_factory: pytest.TempPathFactory) -> epath.Path:
     """Checkpoints of steps 1 to 4, of which the newest two are kept."""
     folder = epath.Path(tmp_path_factory.mktemp("checkpoints"))
     state = init_state(job.model, job.optimizer, 3, job.layout)
-    batches = train_batches(make_source(job.config, "train"), job.config)
+    batches = train_batches(job.data, job.config)
     with Checkpointer(folder, keep=2) as checkpointer:
         for step in (1, 2, 3, 4):
             next(batches)
@@ -54,11 +54,11 @@ def test_the_newest_are_kept(workdir: epath.Path) -> None:
 
 def test_state_and_data_position_come_back(workdir: epath.Path, job: Job) -> None:
     expected = init_state(job.model, job.optimizer, 3, job.layout)
-    batches = train_batches(make_source(job.config, "train"), job.config)
+    batches = train_batches(job.data, job.config)
     with Checkpointer(workdir, keep=2) as checkpointer:
         state = checkpointer.restore(4, job.layout, batches)
     jax.tree.map(np.testing.assert_array_equal, state, expected)
-    fifth = make_source(job.config, "train").rows(np.arange(4 * 16, 5 * 16))
+    fifth = job.data.source("train").rows(np.arange(4 * 16, 5 * 16))
     np.testing.assert_array_equal(next(batches)["tokens"], fifth["tokens"])
 
 
@@ -66,7 +66,7 @@ def test_state_and_data_position_come_back(workdir: epath.Path, job: Job) -> Non
 def test_a_checkpoint_of_eight_devices_is_restored_onto_another_mesh(
     mesh: dict[str, Any], workdir: epath.Path, job: Job
 ) -> None:
-    other = prepare(small_config(**{"mesh__data": 1, **mesh}))
+    other = make_job(small_config(**{"mesh__data": 1, **mesh}))
     state = restore(workdir / "checkpoints" / "4", other.layout, fresh_batches(other))
     jax.tree.map(
         np.testing.assert_array_equal, state, init_state(job.model, job.optimizer, 3, job.layout)
@@ -207,10 +207,10 @@ def start(job: Job, path: epath.Path) -> tuple[Any, str, Any]:
 
 
 def test_another_batch_size_goes_on_at_the_next_row(workdir: epath.Path) -> None:
-    job = prepare(small_config(mesh__data=1, train__batch_size=8))
+    job = make_job(small_config(mesh__data=1, train__batch_size=8))
     _, taken, batches = start(job, workdir / "checkpoints" / "4")
     assert "step 4, row 64" in taken
-    source = make_source(job.config, "train")
+    source = job.data.source("train")
     np.testing.assert_array_equal(next(batches)["tokens"], source.rows(np.arange(64, 72))["tokens"])
 
 
@@ -224,7 +224,7 @@ def test_another_batch_size_goes_on_at_the_next_row(workdir: epath.Path) -> None
 def test_another_optimizer_takes_the_parameters_alone(
     changed: dict, other: str, workdir: epath.Path, job: Job
 ) -> None:
-    fresh = prepare(small_config(mesh__data=1, **changed))
+    fresh = make_job(small_config(mesh__data=1, **changed))
     state, taken, batches = start(fresh, workdir / "checkpoints" / "4")
     assert f"with other {other}: step and rows count from 0" in taken
     expected = init_state(job.model, job.optimizer, 3, job.layout).params
@@ -241,13 +241,13 @@ def test_another_optimizer_takes_the_parameters_alone(
 def test_other_examples_of_a_synthetic_task_are_other_data(
     changed: dict, workdir: epath.Path
 ) -> None:
-    fresh = prepare(small_config(mesh__data=1, data__length=5, **changed))
+    fresh = make_job(small_config(mesh__data=1, data__length=5, **changed))
     state, taken, batches = start(fresh, workdir / "checkpoints" / "4")
     assert "with other data: step and rows count from 0" in taken
     assert (int(state.step), batches.state()["rows"]) == (0, 0)
 
 
 def test_another_vocabulary_is_refused(workdir: epath.Path) -> None:
-    job = prepare(small_config(mesh__data=1, data__task="group_s3_n4", model__vocab_size=16))
+    job = make_job(small_config(mesh__data=1, data__task="group_s3_n4", model__vocab_size=16))
     with pytest.raises(UserError, match="is not the one that the model was trained with"):
         start(job, workdir / "checkpoints" / "4")

@@ -13,17 +13,19 @@ from etils import epath
 from helpers import small_config, write_pile
 
 from looped_jax.analysis import compare
-from looped_jax.analysis.models import task_groups
+from looped_jax.analysis.groups import task_groups
 from looped_jax.analysis.records import find_runs
 from looped_jax.config import ConfigDict, to_json
-from looped_jax.data.pipeline import Sample, make_source
+from looped_jax.data.pipeline import Sample
+from looped_jax.data.run_data import resolve
 from looped_jax.data.vocabulary import train_sentencepiece
 from looped_jax.errors import UserError
 from looped_jax.models.format import MODEL_FORMAT
 from looped_jax.parallel.mesh import make_mesh
 from looped_jax.training import identity
+from looped_jax.training.job import make_job
 from looped_jax.training.run import open_run
-from looped_jax.training.trainer import prepare, train
+from looped_jax.training.trainer import train
 
 
 def text_config(path: pathlib.Path, **more: Any) -> Any:
@@ -51,7 +53,7 @@ def pile(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def run(pile: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("run") / "r"
-    train(prepare(text_config(pile)), epath.Path(workdir))
+    train(make_job(text_config(pile)), epath.Path(workdir))
     return workdir
 
 
@@ -90,7 +92,7 @@ def test_a_start_on_other_data_is_refused_and_changes_nothing(
     pile: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     workdir = tmp_path / "r"
-    train(prepare(text_config(pile, train__steps=2)), epath.Path(workdir))
+    train(make_job(text_config(pile, train__steps=2)), epath.Path(workdir))
     before = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
     write_pile(tmp_path / "other", seed=1)
     shutil.copytree(pile, tmp_path / "held out")
@@ -100,12 +102,12 @@ def test_a_start_on_other_data_is_refused_and_changes_nothing(
         ("held out", "text is not evaluated on what workdir .* was evaluated on"),
     ):
         with pytest.raises(UserError, match=message):
-            train(prepare(text_config(tmp_path / other, train__steps=2)), epath.Path(workdir))
+            train(make_job(text_config(tmp_path / other, train__steps=2)), epath.Path(workdir))
         after = {path.name: path.read_bytes() for path in workdir.iterdir() if path.is_file()}
         assert after == before
     # The same data elsewhere are the same data; a finished run keeps what is known of its making.
     shutil.copytree(pile, tmp_path / "moved")
-    train(prepare(text_config(tmp_path / "moved", train__steps=2)), epath.Path(workdir))
+    train(make_job(text_config(tmp_path / "moved", train__steps=2)), epath.Path(workdir))
     assert (workdir / "run.json").read_bytes() == before["run.json"]
     assert json.loads((workdir / "config.json").read_text())["data"]["path"].endswith("moved")
 
@@ -115,8 +117,8 @@ def pretend_run(workdir: pathlib.Path, config: ConfigDict) -> None:
     workdir.mkdir(parents=True)
     (workdir / "config.json").write_text(to_json(config))
     (workdir / "metrics.jsonl").write_text('{"step": 2, "eval/text/loss": 2.0}\n')
-    held_out = Sample.of(make_source(config, "validation"), config.eval.examples)
-    data = make_source(config, "train").fingerprint
+    held_out = Sample.of(resolve(config).source("validation"), config.eval.examples)
+    data = resolve(config).source("train").fingerprint
     start = identity.describe(make_mesh(config), "float32", data, {"text": held_out.identity})
     identity.RunFile(epath.Path(workdir), start, 0)
 
@@ -148,16 +150,16 @@ def test_raw_text_that_was_edited_in_place_is_refused(
     pile: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     write_pile(tmp_path / "pile")
-    first = make_source(text_config(tmp_path / "pile"), "train").fingerprint
-    assert first == make_source(text_config(pile), "train").fingerprint  # Content, not place.
+    first = resolve(text_config(tmp_path / "pile")).source("train").fingerprint
+    assert first == resolve(text_config(pile)).source("train").fingerprint  # Content, not place.
     workdir = epath.Path(tmp_path / "r")
     config = text_config(tmp_path / "pile", train__steps=2)
-    train(prepare(config), workdir)
+    train(make_job(config), workdir)
     shard = tmp_path / "pile" / "train-00000.jsonl.zst"
     rewritten(shard, b"loop", b"pool")
-    assert make_source(config, "train").fingerprint != first
+    assert resolve(config).source("train").fingerprint != first
     with pytest.raises(UserError, match="is not what this run was trained on"):
-        train(prepare(config), workdir)
+        train(make_job(config), workdir)
 
 
 def test_a_vocabulary_that_was_replaced_is_refused(
@@ -168,15 +170,15 @@ def test_a_vocabulary_that_was_replaced_is_refused(
     model.write_bytes(train_sentencepiece((f"{words[i % 2]} {i}" for i in range(400)), 300))
     config = text_config(pile, data__vocabulary=str(model), train__steps=2)
     workdir = epath.Path(tmp_path / "r")
-    train(prepare(config), workdir)
+    train(make_job(config), workdir)
     assert open_run(str(workdir)).parameters()
     other = train_sentencepiece((f"{i} {words[i % 2][::-1]}" for i in range(400)), 300)
     model.write_bytes(other)
     for use in (
         lambda: open_run(str(workdir)).parameters(),
-        lambda: train(prepare(config), workdir),
+        lambda: train(make_job(config), workdir),
         lambda: train(
-            prepare(
+            make_job(
                 text_config(
                     pile,
                     data__vocabulary=str(model),
@@ -196,7 +198,7 @@ def test_fine_tuning_on_other_text_takes_the_parameters_and_begins_at_its_first_
     write_pile(tmp_path / "other", seed=1)
     origin = str(run / "checkpoints" / "4")
     config = text_config(tmp_path / "other", train__start_from=origin, train__steps=2)
-    train(prepare(config), epath.Path(tmp_path / "r"))
+    train(make_job(config), epath.Path(tmp_path / "r"))
     assert "with other data: step and rows count from 0" in capsys.readouterr().err
     assert open_run(str(tmp_path / "r")).meta["data"]["rows"] == 2 * 16
 
@@ -213,7 +215,7 @@ def test_a_run_opens_on_whatever_devices_are_here(
         train__grad_accumulation=3,
         train__steps=2,
     )
-    train(prepare(config), epath.Path(tmp_path / "r"))
+    train(make_job(config), epath.Path(tmp_path / "r"))
     path = tmp_path / "r" / "config.json"
     content = json.loads(path.read_text())
     content["mesh"].update(data=-1, fsdp=16)  # As on a slice of 16 chips or more.

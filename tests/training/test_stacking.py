@@ -11,11 +11,12 @@ from helpers import small_config
 
 from looped_jax.config import ConfigDict
 from looped_jax.errors import UserError
-from looped_jax.training import trainer
 from looped_jax.training.checkpoint import Checkpointer
+from looped_jax.training.job import make_job
 from looped_jax.training.run import open_run
 from looped_jax.training.stacking import grow, stage_at, stages
 from looped_jax.training.state import init_state
+from looped_jax.training.trainer import train
 
 
 def stacked(**overrides: object) -> ConfigDict:
@@ -54,7 +55,7 @@ def test_what_cannot_be_stacked_is_refused_in_one_line(
 ) -> None:
     keys = {"model__plan": "3x1", "stacking__block": 1, **overrides}
     with pytest.raises(UserError, match=message):
-        trainer.prepare(small_config(**keys))
+        make_job(small_config(**keys))
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
@@ -66,7 +67,7 @@ def test_growth_copies_parameters_and_optimizer_state_of_the_middle_layer(optimi
     bigger = small_config(
         model__plan="3x1", model__d_model=128, model__d_ff=128, optimizer__name=optimizer
     )
-    before, after = trainer.prepare(config), trainer.prepare(bigger)
+    before, after = make_job(config), make_job(bigger)
     small = init_state(before.model, before.optimizer, 0, before.layout)
     rng = np.random.default_rng(0)
     small = jax.tree.map(
@@ -90,7 +91,7 @@ def test_growth_copies_parameters_and_optimizer_state_of_the_middle_layer(optimi
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("stacked") / "whole"
-    trainer.train(trainer.prepare(stacked(checkpoint__keep=9)), epath.Path(workdir))
+    train(make_job(stacked(checkpoint__keep=9)), epath.Path(workdir))
     return workdir
 
 
@@ -119,8 +120,8 @@ def test_a_run_stopped_at_or_after_growth_ends_in_the_same_state(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpointer, "save", save_then_die)
         with pytest.raises(Killed):
-            trainer.train(trainer.prepare(config), epath.Path(tmp_path / "run"))
-    trainer.train(trainer.prepare(config), epath.Path(tmp_path / "run"))
+            train(make_job(config), epath.Path(tmp_path / "run"))
+    train(make_job(config), epath.Path(tmp_path / "run"))
 
     there, here = final_state(whole), final_state(tmp_path / "run")
     assert there.keys() == here.keys()

@@ -29,19 +29,13 @@ from looped_jax.models.loops.base import (
 from looped_jax.parallel.mesh import BATCH_AXES
 from looped_jax.parallel.per_device import gather, per_device, spec_of, split_axes
 
-# XLA runs a while loop's body slower than the same operations laid out straight: on CPU by
-# 20-40% (docs/performance.md), where a compile of up to this many layers is also cheap.
-# Deeper models keep both scans rolled, so that compile time stays bounded.
-CPU_UNROLL_MAX_DEPTH = 12
-
 
 def unrolled_scans(config: ModelConfig, segment: Segment) -> tuple[bool, bool]:
     """Whether the scan over layers and the scan over loops are laid out straight."""
     mode = config.unroll
     if mode == "auto":
-        on_cpu = config.platform == "cpu"
-        shallow = segment.layers * segment.loops <= CPU_UNROLL_MAX_DEPTH
-        mode = "full" if on_cpu and shallow else "none"
+        depth = segment.layers * segment.loops
+        mode = "full" if depth <= config.backend.unrolled_layers else "none"
     return mode in ("layers", "full"), mode == "full"
 
 

@@ -1,4 +1,4 @@
-"""The documents of `python -m benchmarks.variable_assignment`."""
+"""The documents of `python -m looped_jax.data.tasks.assignment_documents`."""
 
 import itertools
 import json
@@ -17,7 +17,9 @@ def shard(path: pathlib.Path) -> list[dict[str, Any]]:
 def test_documents_ask_what_can_be_known_and_no_program_that_is_evaluated(
     run_module: Callable, tmp_path: pathlib.Path
 ) -> None:
-    done = run_module("benchmarks.variable_assignment", f"--out={tmp_path}", "--documents=200")
+    done = run_module(
+        "looped_jax.data.tasks.assignment_documents", f"--out={tmp_path}", "--documents=200"
+    )
     assert done.returncode == 0, done.stderr
     train, held_out = (shard(tmp_path / f"{name}.jsonl.zst") for name in ("train-00000", "val"))
     of_kind: dict[str, list[Any]] = {}

@@ -10,15 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from looped_jax.data.tasks.downstream import TASKS, expand, group_members
-from looped_jax.data.tasks.downstream.base import (
-    GROUPS,
-    DownstreamTask,
-    Example,
-    Style,
-    build_prompt,
-    draw_exemplars,
-    read_simple,
-)
+from looped_jax.data.tasks.downstream.base import GROUPS, DownstreamTask
+from looped_jax.data.tasks.downstream.example import Example
+from looped_jax.data.tasks.downstream.local_files import read_simple
+from looped_jax.data.tasks.downstream.prompts import Style, build_prompt, draw_exemplars
 from looped_jax.errors import UserError
 
 SQUAD = {

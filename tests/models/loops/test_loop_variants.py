@@ -21,9 +21,9 @@ from looped_jax.models.loops.base import LoopContext, LoopState, LoopVariant, ro
 from looped_jax.models.loops.segment import Wanted
 from looped_jax.models.transformer import batch_forward
 from looped_jax.parallel.mesh import put_batch
+from looped_jax.training.job import make_job
 from looped_jax.training.state import init_state, parameter_axes
 from looped_jax.training.train_step import loss_and_grads
-from looped_jax.training.trainer import prepare
 
 ROWS = random_rows(rows=3)
 ADD, EMBEDDING = ("injection", "add"), ("per_loop", "embedding")
@@ -135,7 +135,7 @@ WIDTHS = dict(
 
 @functools.cache
 def one_step(name: str) -> tuple[Any, Any]:
-    job = prepare(small_config(**WIDTHS, **MESHES[name]))
+    job = make_job(small_config(**WIDTHS, **MESHES[name]))
     state = init_state(job.model, job.optimizer, 0, job.layout)
     params = jax.tree.map(lambda p: p + 0.1, state.params)
     batch = put_batch(random_rows(rows=16, length=8, vocab=10), job.mesh)
@@ -164,7 +164,7 @@ def test_decoding_equals_the_full_pass(loops: int | None, beyond: str) -> None:
 
 def test_per_loop_parameters_are_sharded_and_optimised_as_matrices() -> None:
     config = small_config(**WIDTHS, optimizer__name="adafactor", mesh__data=1, mesh__fsdp=8)
-    job = prepare(config)
+    job = make_job(config)
     path = ("per_loop", "segment_0", "per_loop", "vector")
     names = functools.reduce(lambda tree, key: tree[key], path, parameter_axes(job.model))
     assert tuple(names) == ("loops", "embed")

@@ -11,7 +11,9 @@ from typing import Any
 
 from etils import epath
 
-from looped_jax.data.tasks.downstream.base import DownstreamTask, Example, Style
+from looped_jax.data.tasks.downstream.base import DownstreamTask
+from looped_jax.data.tasks.downstream.example import Example
+from looped_jax.data.tasks.downstream.prompts import Style
 from looped_jax.data.tasks.downstream.squad_format import tydiqa
 
 DEFAULT = Style(lambda e: f"Q: {e.question}\nA:")

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from looped_jax.data.tasks.downstream.base import DownstreamTask, Example, Style
+from looped_jax.data.tasks.downstream.base import DownstreamTask
+from looped_jax.data.tasks.downstream.example import Example
+from looped_jax.data.tasks.downstream.prompts import Style
 
 _GROUP = "math_word_problems"
 

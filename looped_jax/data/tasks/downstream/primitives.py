@@ -8,7 +8,9 @@ import re
 
 import numpy as np
 
-from looped_jax.data.tasks.downstream.base import DownstreamTask, Example, Style
+from looped_jax.data.tasks.downstream.base import DownstreamTask
+from looped_jax.data.tasks.downstream.example import Example
+from looped_jax.data.tasks.downstream.prompts import Style
 from looped_jax.data.tasks.registry import get_task
 
 SEED = 0

@@ -6,7 +6,9 @@ from typing import Any
 
 from etils import epath
 
-from looped_jax.data.tasks.downstream.base import DownstreamTask, Example, Style
+from looped_jax.data.tasks.downstream.base import DownstreamTask
+from looped_jax.data.tasks.downstream.example import Example
+from looped_jax.data.tasks.downstream.prompts import Style
 
 
 def tydiqa(name: str, group: str, shots: int, styles: Mapping[str, Style]) -> DownstreamTask:

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from looped_jax.data.tasks.downstream.base import Example
+from looped_jax.data.tasks.downstream.example import Example
 from looped_jax.errors import UserError
 
 

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import jax
 
-from looped_jax.parallel.peak_flops import PEAK_BF16_FLOPS, peak_flops
+from looped_jax.cost.peak_flops import PEAK_BF16_FLOPS, peak_flops
 
 
 def test_a_known_accelerator_has_its_makers_number() -> None:

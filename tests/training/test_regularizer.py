@@ -15,8 +15,9 @@ from hypothesis import given, settings
 
 from looped_jax.errors import UserError
 from looped_jax.models.loop_plan import LoopPlan
-from looped_jax.models.regularizer import CosineRegularizer, layer_groups, similarity_at
-from looped_jax.training.trainer import prepare, train
+from looped_jax.training.job import make_job
+from looped_jax.training.regularizer import CosineRegularizer, layer_groups, similarity_at
+from looped_jax.training.trainer import train
 
 
 def by_hand(theta: np.ndarray, k: int) -> float:
@@ -92,7 +93,7 @@ def run(workdir: pathlib.Path, **overrides: Any) -> list[dict[str, float]]:
         model__plan="2x1", train__steps=300, train__log_every=100, eval__every=300
     )
     fields |= dict(checkpoint__every=300, optimizer__learning_rate=1e-2)
-    train(prepare(small_config(**{**fields, **overrides})), epath.Path(workdir))
+    train(make_job(small_config(**{**fields, **overrides})), epath.Path(workdir))
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "train/loss" in line]
 

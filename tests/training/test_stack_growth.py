@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looped_jax.models.stacking import duplicated_middle
+from looped_jax.training.stacking import duplicated_middle
 
 
 @pytest.mark.parametrize(

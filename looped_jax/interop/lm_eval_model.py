@@ -1,7 +1,7 @@
 """A run as a model of EleutherAI's lm-evaluation-harness, so that its tasks work unchanged.
 
     import lm_eval
-    from looped_jax.evaluation.lm_eval_model import LoopedJax
+    from looped_jax.interop.lm_eval_model import LoopedJax
 
     lm_eval.simple_evaluate(model=LoopedJax("runs/pile_12x2"), tasks=["lambada_openai"])
 
@@ -19,10 +19,9 @@ try:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
     raise ImportError(
-        "looped_jax.evaluation.lm_eval_model needs the harness: pip install -e '.[lm-eval]'"
+        "looped_jax.interop.lm_eval_model needs the harness: pip install -e '.[lm-eval]'"
     ) from error
 
-from looped_jax.data.pipeline import run_vocabulary
 from looped_jax.data.rows import BOS
 from looped_jax.errors import UserError
 from looped_jax.inference.generator import Generator
@@ -52,7 +51,7 @@ class LoopedJax(LM):
         if run.job.config.data.task != "text":
             raise UserError(f"{workdir} is not a language model: its task is synthetic")
         job = run.job
-        self.vocabulary = run_vocabulary(job.config)
+        self.vocabulary = job.data.vocabulary
         self.generator = Generator(
             job.model, run.parameters(), job.mesh, job.rules, loops, batch_size
         )

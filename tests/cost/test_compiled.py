@@ -11,7 +11,7 @@ from helpers import small_config
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from looped_jax.parallel.compiled import Instruction, cost, group_size, parse
+from looped_jax.cost.compiled import Instruction, cost, group_size, parse
 from looped_jax.parallel.mesh import make_mesh
 
 N = 64

@@ -23,7 +23,7 @@ class Request:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from looped_jax.evaluation.lm_eval_model import LoopedJax
+    from looped_jax.interop.lm_eval_model import LoopedJax
 
     folder = tmp_path_factory.mktemp("lm")
     write_pile(folder / "pile")

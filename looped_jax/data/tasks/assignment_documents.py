@@ -1,6 +1,6 @@
 """Documents that teach a small language model variable assignment, in the one-line form.
 
-    python -m benchmarks.variable_assignment --out=runs/programs
+    python -m looped_jax.data.tasks.assignment_documents --out=runs/programs
 
 writes Pile-format shards for experiments/assignment.py (docs/evaluate.md). Half of them are
 programs of the task's training split (never its evaluation's), with a dozen questions each. These
@@ -26,10 +26,12 @@ from typing import Any
 
 import numpy as np
 import zstandard
-from absl import app, flags
+from absl import flags
 
+from looped_jax.config import cli
 from looped_jax.data.tasks.downstream import TASKS
 from looped_jax.data.tasks.varassign import LARGEST
+from looped_jax.errors import UserError
 
 _OUT = flags.DEFINE_string("out", "runs/programs", "Folder to write to.")
 _DOCUMENTS = flags.DEFINE_integer("documents", 100_000, "Documents to train on.", lower_bound=8)
@@ -122,8 +124,10 @@ def programs(name: str, split: str, count: int) -> list[dict[str, Any]]:
     ]
 
 
-def main(_: list[str]) -> None:
+def main(overrides: dict[str, str]) -> None:
     """Writes the documents."""
+    if overrides:
+        raise UserError("there is no config to override")
     out, rng = pathlib.Path(_OUT.value), np.random.default_rng(0)
     out.mkdir(parents=True, exist_ok=True)
     train, validation = [], []
@@ -145,4 +149,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 
+from looped_jax.cost.compiled import Cost
+from looped_jax.cost.peak_flops import PEAK_BF16_FLOPS
 from looped_jax.errors import UserError, nearest
-from looped_jax.parallel.compiled import Cost
-from looped_jax.parallel.peak_flops import PEAK_BF16_FLOPS
 
 
 @dataclasses.dataclass(frozen=True)

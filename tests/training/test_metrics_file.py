@@ -4,7 +4,7 @@ import pathlib
 from etils import epath
 from tensorboard_events import read_events
 
-from looped_jax.training.metrics import MetricsWriter, read_metrics
+from looped_jax.training.metrics_file import MetricsWriter, read_metrics
 
 
 def write(workdir: pathlib.Path, resumed_step: int, steps: range) -> None:

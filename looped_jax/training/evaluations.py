@@ -1,0 +1,81 @@
+"""What a run measures while it trains: held-out rows, and downstream tasks of a language model."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from looped_jax.data.tasks.downstream import TASKS, expand
+from looped_jax.evaluation.downstream import Settings, ask, run_task, scalars
+from looped_jax.evaluation.held_out import Evaluator, HeldOut
+from looped_jax.inference.generator import Generator
+from looped_jax.parallel.mesh import local_rows
+from looped_jax.training.job import Job
+
+
+def held_out_sets(job: Job, split: str = "validation") -> list[HeldOut]:
+    """The held-out rows of a config's evaluations, this process's of them."""
+    config = job.config
+    batch_size = config.eval.batch_size or config.train.batch_size
+    return [
+        HeldOut.from_source(
+            name,
+            job.data.source(split, name),
+            config.eval.examples,
+            batch_size,
+            local_rows(job.mesh, batch_size),
+        )
+        for name in (config.eval.tasks or (config.data.task,))
+        if config.data.task != "text" or name == "text"
+    ]
+
+
+class Evaluations:
+    """The evaluations of a job; compiled at the first of them."""
+
+    def __init__(self, job: Job):
+        """Reads the questions of downstream tasks; UserError if one is not to be had."""
+        self.job = job
+        config = job.config
+        settings = Settings.from_config(config, config.eval.examples)
+        names = tuple(name for name in config.eval.tasks if name != "text")
+        asked = expand(names) if config.data.task == "text" else ()
+        self.asked = tuple(
+            ask(TASKS[name], settings, job.data.vocabulary, job.data.length) for name in asked
+        )
+
+    @functools.cached_property
+    def held_out(self) -> list[HeldOut]:
+        return held_out_sets(self.job)
+
+    @functools.cached_property
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(self.job.model, self.job.mesh, self.job.rules)
+
+    @functools.cached_property
+    def _generator(self) -> Generator:
+        job = self.job
+        return Generator(job.model, None, job.mesh, job.rules)
+
+    def measure(self, params: Any, stop: Callable[[], bool]) -> dict[str, float] | None:
+        """All metrics of these parameters, eval/<name>/…; None if ``stop``, asked again and again,
+        says so."""
+        line: dict[str, float] = {}
+        for held_out in self.held_out:
+            metrics = self._evaluator(params, held_out, stop)
+            if metrics is None:
+                return None
+            line |= metrics
+        for asked in self.asked:
+            self._generator.params = params
+            summary = run_task(
+                asked,
+                self._generator,
+                self.job.data.vocabulary,
+                self.job.config.eval.style,
+                stop=stop,
+                show_progress=False,
+            )
+            if summary is None:
+                return None
+            line |= scalars(asked.task.name, summary)
+        return line
