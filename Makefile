@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint golden build-file code-map docs clean
+.PHONY: quickstart test test-newest lint golden build-file code-map docs clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m looped_jax.main --config=experiments/quickstart.py
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest tests --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
+# The newest releases of all packages, without TensorFlow, which follows late.
+test-newest:
+	$(PYTHON) -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/pip install --quiet --upgrade --editable '.[test-core]'
+	$(VENV)-newest/bin/python -m pytest tests --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -30,7 +36,7 @@ docs: $(VENV)/installed-test
 	@echo "open build/site/index.html"
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-newest
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

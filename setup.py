@@ -27,6 +27,18 @@ CORE = [
 ]
 DATA = ["seqio", "tensorflow", "tensorflow-datasets"]
 DOCS = ["mkdocs", "mkdocstrings[python]"]
+# All that tests need but TensorFlow, for releases of Python and JAX that it does not follow yet.
+TEST = [
+    *DOCS,
+    "hypothesis",
+    "jax[tpu]",
+    "mypy",
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+    "setuptools",
+    "tokenizers",
+]
 EXTRAS = {
     "data": DATA,
     "tpu": ["jax[tpu]"],
@@ -34,18 +46,8 @@ EXTRAS = {
     "docs": DOCS,
     "tokenizers": ["tokenizers"],
     "lm-eval": ["lm-eval", "torch"],
-    "test": [
-        *DATA,
-        *DOCS,
-        "hypothesis",
-        "jax[tpu]",
-        "mypy",
-        "pytest",
-        "pytest-xdist",
-        "ruff",
-        "setuptools",
-        "tokenizers",
-    ],
+    "test": [*TEST, *DATA],
+    "test-core": TEST,
     "bench": ["torch", "transformers"],
 }
 

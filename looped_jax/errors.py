@@ -1,7 +1,8 @@
 """What ends a command without a traceback, and how a message names what may have been meant."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -24,3 +25,18 @@ def nearest(name: str, known: Iterable[object]) -> str:
         leaf = name.rsplit(".", 1)[-1]
         matches = [k for k in names if k.rsplit(".", 1)[-1] == leaf][:1]
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+@contextlib.contextmanager
+def from_extra(extra: str, what: str) -> Iterator[None]:
+    """Where packages of an optional extra of setup.py are imported: UserError, which says that
+    ``what`` needs it, if they are not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package in ("", "looped_jax"):
+            raise
+        raise UserError(
+            f"{what} needs the package {package}: pip install -e '.[{extra}]'"
+        ) from error

@@ -10,13 +10,13 @@ CACHE = str(ROOT / ".jax_cache")
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# Small models take longer to compile than to run: LLVM's expensive passes are left out, here and in
+# commands that tests start. XLA's own are not, so that golden costs are a user's.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Small models take longer to compile than to run: LLVM's expensive passes are left out. XLA's own
-# are not, so that golden costs are a user's; what tests start as a command is compiled in full.
-jax.config.update("jax_disable_most_optimizations", True)
 
 import subprocess
 import sys

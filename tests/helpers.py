@@ -15,6 +15,8 @@ from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.loops.base import init_keys, parameters
 from looped_jax.models.transformer import LoopedTransformer, batch_forward, forward, logits
 
+NEEDS_TENSORFLOW = "TensorFlow comes with the extra data: pip install -e '.[data]'"
+
 MESHES = {
     "1": dict(mesh__data=1),
     "8 data": dict(mesh__data=8),

@@ -35,7 +35,7 @@ from looped_jax.data.packing import Encoded, component_id, pack, segments_of, to
 from looped_jax.data.text import SPLITS, encode, patterns
 from looped_jax.data.vocabulary import load_vocabulary
 from looped_jax.data.workers import Pool, progress
-from looped_jax.errors import RunError, UserError, nearest
+from looped_jax.errors import RunError, UserError, from_extra, nearest
 
 PARTIAL = "manifest.partial.json"
 WORK = "work"
@@ -85,7 +85,8 @@ def prepare(config: ConfigDict, output: epath.Path) -> Manifest:
 
 def _sources(config: ConfigDict) -> dict[str, Source]:
     if config.data.path.startswith("seqio:"):
-        from looped_jax.data.seqio_text import seqio_sources  # TensorFlow, only here.
+        with from_extra("data", f"config.data.path={config.data.path}"):
+            from looped_jax.data.seqio_text import seqio_sources  # TensorFlow, only here.
 
         return seqio_sources(config.data.path.removeprefix("seqio:"), config.prepare.seqio_module)
     if not patterns(config):

@@ -21,7 +21,7 @@ from etils import epath
 
 from looped_jax.config import ASSETS
 from looped_jax.data.rows import FIRST_FREE_ID
-from looped_jax.errors import UserError, nearest
+from looped_jax.errors import UserError, from_extra, nearest
 
 # Named vocabularies that come with the project: NAME.model beside NAME.json, its provenance.
 SHIPPED = epath.Path(ASSETS) / "vocabularies"
@@ -139,12 +139,8 @@ class HuggingFace(Vocabulary):
     packages = ("tokenizers",)
 
     def __init__(self, spec: str, content: bytes):
-        try:
+        with from_extra("tokenizers", f"vocabulary {spec}"):
             import tokenizers
-        except ImportError as error:
-            raise UserError(
-                f"vocabulary {spec} needs the tokenizers package: pip install -e '.[tokenizers]'"
-            ) from error
         self.spec, self.fingerprint = spec, hashlib.sha256(content).hexdigest()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(content)

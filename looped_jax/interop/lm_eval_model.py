@@ -14,16 +14,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-try:
+from looped_jax.errors import UserError, from_extra
+
+with from_extra("lm-eval", "looped_jax.interop.lm_eval_model"):
     from lm_eval.api.model import LM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-except ImportError as error:
-    raise ImportError(
-        "looped_jax.interop.lm_eval_model needs the harness: pip install -e '.[lm-eval]'"
-    ) from error
 
 from looped_jax.data.rows import BOS
-from looped_jax.errors import UserError
 from looped_jax.inference.generator import Generator
 from looped_jax.inference.sampling import Sampling
 from looped_jax.inference.text import cut, fit_pair, fit_prompt, pair_ids, prompt_ids

@@ -6,17 +6,17 @@ import sys
 
 import numpy as np
 import pytest
-import seqio
 from etils import epath
-from helpers import small_config, write_pile
+from helpers import NEEDS_TENSORFLOW, small_config, write_pile
 
 from looped_jax.data import preparation
 from looped_jax.data.documents import Shards, parse
 from looped_jax.data.rows import EOS
 from looped_jax.data.run_data import resolve
-from looped_jax.data.seqio_text import register_pile
 from looped_jax.data.vocabulary import Bytes
 from looped_jax.errors import UserError
+
+seqio = pytest.importorskip("seqio", reason=NEEDS_TENSORFLOW)
 
 MODULE = """
 import functools
@@ -91,6 +91,8 @@ def test_shards_of_the_pile_are_a_seqio_task(
         expected = [*Bytes().encode(document.text), EOS]
         np.testing.assert_array_equal(example["targets"], expected)
         assert example["pile_set_name"].decode() == document.component
+    from looped_jax.data.seqio_text import register_pile
+
     other = register_pile("pile_32k", "$PILE_DIR", "pile_mini_32k")
     ids = next(iter(other.get_dataset(None, split="test").as_numpy_iterator()))["targets"]
     assert ids[-1] == EOS

@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 from etils import epath
+from helpers import NEEDS_TENSORFLOW
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -472,7 +473,7 @@ def test_groups_and_the_papers_list() -> None:
 
 @pytest.mark.parametrize("name", [n for n, task in TASKS.items() if task.tfds])
 def test_tfds_builders_have_what_a_task_needs(name: str) -> None:
-    import tensorflow_datasets as tfds
+    tfds = pytest.importorskip("tensorflow_datasets", reason=NEEDS_TENSORFLOW)
 
     task = TASKS[name]
     assert task.tfds is not None

@@ -4,10 +4,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from helpers import NEEDS_TENSORFLOW
 
 from looped_jax.data.tasks import get_task, task_names
 
-seqio = pytest.importorskip("seqio", reason="seqio comes with the extra `data`")
+seqio = pytest.importorskip("seqio", reason=NEEDS_TENSORFLOW)
 
 
 @pytest.fixture(scope="module")

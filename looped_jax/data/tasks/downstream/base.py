@@ -14,7 +14,7 @@ from looped_jax.data.files import identity
 from looped_jax.data.tasks.downstream.example import Example
 from looped_jax.data.tasks.downstream.local_files import Reader, read_released, read_simple
 from looped_jax.data.tasks.downstream.prompts import Style
-from looped_jax.errors import UserError
+from looped_jax.errors import UserError, from_extra
 
 GROUPS = ("closed_book_qa", "open_book_qa", "math_word_problems", "reasoning_primitives")
 
@@ -91,9 +91,11 @@ class DownstreamTask:
         )
 
     def _from_tfds(self, split: str) -> list[Example]:
-        from looped_jax.data.tasks.downstream.tfds_source import load
-
         builder, splits, to_example = self._tfds()
+        what = f"task {self.name} without --config.eval.data_dir ({self.where})"
+        with from_extra("data", what):
+            from looped_jax.data.tasks.downstream.tfds_source import load
+
         return load(self.name, builder, splits[split], to_example, self.where)
 
     def _tfds(self) -> TfdsSource:

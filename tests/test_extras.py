@@ -1,0 +1,52 @@
+"""Where a package of an optional extra is missing, one line says which."""
+
+import importlib
+import pathlib
+import sys
+from collections.abc import Callable
+
+import pytest
+from etils import epath
+from helpers import small_config
+
+from looped_jax.data.preparation import prepare
+from looped_jax.data.tasks.downstream import TASKS
+from looped_jax.data.vocabulary import HuggingFace
+from looped_jax.errors import UserError
+
+USES: dict[str, tuple[str, str, Callable[[pathlib.Path], object]]] = {
+    "tensorflow_datasets": (
+        "data",
+        "looped_jax.data.tasks.downstream.tfds_source",
+        lambda _: TASKS["triviaqa"].examples("validation"),
+    ),
+    "seqio": (
+        "data",
+        "looped_jax.data.seqio_text",
+        lambda folder: prepare(
+            small_config(data__task="text", data__length=8, data__path="seqio:pile"),
+            epath.Path(folder / "out"),
+        ),
+    ),
+    "tokenizers": ("tokenizers", "", lambda _: HuggingFace("some.json", b"{}")),
+    "lm_eval": (
+        "lm-eval",
+        "looped_jax.interop.lm_eval_model",
+        lambda _: importlib.import_module("looped_jax.interop.lm_eval_model"),
+    ),
+}
+
+
+@pytest.mark.parametrize("package", USES)
+def test_a_missing_extra_is_named_with_what_needs_it(
+    package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    extra, importer, use = USES[package]
+    # As if it were not installed, and nothing had asked for it yet.
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, importer, raising=False)
+    with pytest.raises(UserError, match=rf"needs the package {package}: pip .*\[{extra}\]"):
+        use(tmp_path)
+    assert not (tmp_path / "out").exists()
