@@ -14,10 +14,21 @@ import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 
+from looped_jax.config import ACTIVATION_NAMES
 from looped_jax.models.config import ModelConfig
 from looped_jax.parallel.per_device import split_axes
 
 Array = jax.Array
+# Of a layer's kernels: their logical axes.
+KERNELS = {
+    "query": ("embed", "heads", "head_dim"),
+    "key": ("embed", "kv_heads", "head_dim"),
+    "value": ("embed", "kv_heads", "head_dim"),
+    "output": ("heads", "head_dim", "embed"),
+    "up": ("embed", "mlp"),
+    "gate": ("embed", "mlp"),
+    "down": ("mlp", "embed"),
+}
 # Of activations whose layout over devices is fixed: their logical axes.
 LAYOUTS = {
     "stream": ("batch", "length", "activation_embed"),
@@ -49,14 +60,26 @@ def partitioned(init: Callable[..., Array], *logical_axes: str) -> Callable[...,
     return lambda *args: NamedAxes(init(*args), logical_axes)
 
 
-def named(config: ModelConfig, x: Array, name: str) -> Array:
-    """x_BTHK or x_BTF under a name that config.saved_names may ask for.
+def placed(config: ModelConfig, x: Array, name: str) -> Array:
+    """The activation x [B, T, …] of this name, which LAYOUTS and config.saved_names refer to: laid
+    out, and kept for the backward pass, as they say.
 
     It is kept as [B, T, HK]: a TPU pads a head's size of 64 to 128.
     """
-    if config.remat != "names":
+    if name in LAYOUTS:
+        x = laid_out(x, name)
+    if config.remat != "names" or name not in ACTIVATION_NAMES:
         return x
     return checkpoint_name(x.reshape(*x.shape[:2], -1), name).reshape(x.shape)
+
+
+def looked_up(x_BTD: Array) -> Array:
+    """Rows of the embedding table. Each device looks all rows of its group up in its part of the
+    table, and only then do the rows go to their devices: asked for both at once, XLA gathers the
+    whole table."""
+    if not split_axes(("fsdp",)):
+        return x_BTD
+    return nn.with_logical_constraint(x_BTD, ("embedded_batch", "length", "embed"))
 
 
 def flat_dot_general(
@@ -95,10 +118,10 @@ def dense(
     config: ModelConfig,
     name: str,
     features: int | tuple[int, ...],
-    axes: tuple[str, ...],
     contracted: int = 1,
 ) -> nn.DenseGeneral:
-    """A projection over the last ``contracted`` dimensions; ``axes`` name its kernel's."""
+    """A projection over the last ``contracted`` dimensions by a kernel of KERNELS."""
+    axes = KERNELS[name]
     out_axes = axes[contracted:]
     return nn.DenseGeneral(
         features,

@@ -15,7 +15,7 @@ from flax import struct
 from looped_jax.models.attention import attend_to_cache
 from looped_jax.models.attention_kernels import attention
 from looped_jax.models.config import ModelConfig
-from looped_jax.models.execution import dense, laid_out, named, partitioned, storing_derivative
+from looped_jax.models.execution import dense, partitioned, placed, storing_derivative
 
 Array = jax.Array
 Rotation = tuple[Array, Array] | None
@@ -101,25 +101,23 @@ class Attention(nn.Module):
     ) -> tuple[Array, KeyValues | None]:
         config = self.config
         heads, groups, size = config.num_heads, config.num_kv_heads, config.head_dim
-        q_BTHK = dense(config, "query", (heads, size), ("embed", "heads", "head_dim"))(x_BTD)
-        k_BTGK = dense(config, "key", (groups, size), ("embed", "kv_heads", "head_dim"))(x_BTD)
-        v_BTGK = dense(config, "value", (groups, size), ("embed", "kv_heads", "head_dim"))(x_BTD)
-        q_BTHK, k_BTGK = rope(q_BTHK, inputs.rotation), rope(k_BTGK, inputs.rotation)
-        q_BTHK = named(config, laid_out(q_BTHK, "query"), "query")
-        k_BTGK = named(config, k_BTGK, "key")
-        v_BTGK = named(config, v_BTGK, "value")
+        q_BTHK = dense(config, "query", (heads, size))(x_BTD)
+        k_BTGK = dense(config, "key", (groups, size))(x_BTD)
+        v_BTGK = dense(config, "value", (groups, size))(x_BTD)
+        q_BTHK = placed(config, rope(q_BTHK, inputs.rotation), "query")
+        k_BTGK = placed(config, rope(k_BTGK, inputs.rotation), "key")
+        v_BTGK = placed(config, v_BTGK, "value")
         if inputs.cache is None:
             # No TPU kernel takes the two tokens of initialisation.
             kernel = "xla" if self.is_initializing() else config.attention
             out_BTHK = attention(kernel, q_BTHK, k_BTGK, v_BTGK, inputs.segment_ids_BT)
-            out_BTHK = named(config, out_BTHK, "attended")
+            out_BTHK = placed(config, out_BTHK, "attended")
         else:
             assert at is not None and inputs.seen_BS is not None
             own = (q_BTHK[:, 0], k_BTGK[:, 0], v_BTGK[:, 0])
             k_BGSK, v_BGSK = (_part(x, *at) for x in (inputs.cache.k, inputs.cache.v))
             out_BTHK = attend_to_cache(*own, k_BGSK, v_BGSK, inputs.seen_BS)[:, None]
-        axes = ("heads", "head_dim", "embed")
-        out_BTD = dense(config, "output", config.d_model, axes, contracted=2)(out_BTHK)
+        out_BTD = dense(config, "output", config.d_model, contracted=2)(out_BTHK)
         kept = KeyValues(k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)) if self.keep else None
         return out_BTD, kept
 
@@ -136,15 +134,13 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
         config = self.config
-        hidden_BTF = dense(config, "up", config.d_ff, ("embed", "mlp"))(x_BTD)
-        hidden_BTF = named(config, hidden_BTF, "mlp_up")
+        hidden_BTF = placed(config, dense(config, "up", config.d_ff)(x_BTD), "mlp_up")
         if config.mlp == "swiglu":
-            gate_BTF = dense(config, "gate", config.d_ff, ("embed", "mlp"))(x_BTD)
-            gate_BTF = named(config, gate_BTF, "mlp_gate")
+            gate_BTF = placed(config, dense(config, "gate", config.d_ff)(x_BTD), "mlp_gate")
             hidden_BTF = silu(gate_BTF) * hidden_BTF
         else:
             hidden_BTF = {"gelu": gelu, "relu": nn.relu}[config.mlp](hidden_BTF)
-        return dense(config, "down", config.d_model, ("mlp", "embed"))(laid_out(hidden_BTF, "mlp"))
+        return dense(config, "down", config.d_model)(placed(config, hidden_BTF, "mlp"))
 
 
 class Layer(nn.Module):
@@ -162,4 +158,4 @@ class Layer(nn.Module):
         attended_BTD, kept = Attention(config, self.keep, name="attention")(normed_BTD, inputs, at)
         x_BTD = x_BTD + attended_BTD
         x_BTD = x_BTD + MLP(config, name="mlp")(norm(config, "mlp_norm")(x_BTD))
-        return laid_out(x_BTD, "stream"), kept
+        return placed(config, x_BTD, "stream"), kept

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from looped_jax.models.config import ModelConfig
-from looped_jax.models.execution import laid_out, partitioned
+from looped_jax.models.execution import laid_out, looked_up, partitioned, placed
 from looped_jax.models.layers import Array, KeyValues, LayerInputs, norm, rope_angles
-from looped_jax.models.loops.base import PER_LOOP, LoopContext, LoopOutput, collections
-from looped_jax.models.loops.segment import NOTHING, LoopedSegment, Wanted, gathered_once
+from looped_jax.models.loops.base import LoopOutput, collections
+from looped_jax.models.loops.segment import NOTHING, LoopedSegment, Wanted
 from looped_jax.models.output import OutputKernel, vocabulary_logits
-from looped_jax.parallel.per_device import split_axes
 
 
 @struct.dataclass
@@ -90,11 +89,7 @@ class LoopedTransformer(nn.Module):
             ),
             name="embed",
         )
-        x_BTD = embed(tokens_BT)
-        if split_axes(("fsdp",)):
-            # Each device looks all rows of its group up in its part of the table, and only then do
-            # the rows go to their devices: asked for both at once, XLA gathers the whole table.
-            x_BTD = nn.with_logical_constraint(x_BTD, ("embedded_batch", "length", "embed"))
+        x_BTD = looked_up(embed(tokens_BT))
         if config.positions == "learned":
             table_TD = self.param(
                 "position_embedding",
@@ -106,7 +101,7 @@ class LoopedTransformer(nn.Module):
         # the first pass adds would bury the token, which a looped block must still read later;
         # the logits of a tied output are of unit scale too.
         x_BTD = x_BTD * jnp.asarray(config.d_model**0.5, config.dtype)
-        x_BTD = laid_out(x_BTD, "stream")
+        x_BTD = placed(config, x_BTD, "stream")
 
         inputs = LayerInputs(rope_angles(config, positions_BT), segment_ids_BT)
         wanted = dataclasses.replace(wanted, kept=inference is not None)
@@ -116,20 +111,7 @@ class LoopedTransformer(nn.Module):
             if inference is not None and inference.cache is not None:
                 own = inference.cache[index]
                 inputs = inputs.replace(cache=own, seen_BS=inference.seen_BS)  # type: ignore[attr-defined]
-            run = LoopedSegment(config, segment, wanted, name=name)
-            if config.gather == "segment" and inference is None and not self.is_initializing():
-                context = LoopContext(x_BTD, inputs)
-                own_variables = {
-                    kind: self.variables[kind][name]
-                    for kind in ("params", PER_LOOP)
-                    if name in self.variables.get(kind, {})
-                }
-                state, output = gathered_once(
-                    config, segment, wanted, own_variables, run.start(context), context
-                )
-                x_BTD = run.finish(state, context)
-            else:
-                x_BTD, output = run(x_BTD, inputs)
+            x_BTD, output = LoopedSegment(config, segment, wanted, name=name)(x_BTD, inputs)
             outputs.append(output)
 
         x_BTD = norm(config, "final_norm")(x_BTD)

@@ -125,7 +125,12 @@ class LoopedSegment(nn.Module):
     def __call__(self, x_BTD: Array, inputs: LayerInputs) -> tuple[Array, LoopOutput]:
         """The stream after all loops, and what was wanted of each, [L, …]."""
         context = LoopContext(x_BTD, inputs)
-        state, output = self.all_loops(self.start(context), context)
+        state = self.start(context)
+        trains = not self.wanted.kept and not self.is_initializing()
+        if self.config.gather == "segment" and trains:
+            state, output = gathered_once(self, state, context)
+        else:
+            state, output = self.all_loops(state, context)
         return self.finish(state, context), output
 
     def start(self, context: LoopContext) -> LoopState:
@@ -184,19 +189,16 @@ class LoopedSegment(nn.Module):
 
 
 def gathered_once(
-    config: ModelConfig,
-    segment: Segment,
-    wanted: Wanted,
-    variables: dict[str, Any],
-    state: LoopState,
-    context: LoopContext,
+    bound: LoopedSegment, state: LoopState, context: LoopContext
 ) -> tuple[LoopState, LoopOutput]:
     """All loops of a segment whose fsdp-sharded weights are brought together once, in the compute
     dtype, for all of them, and whose gradients are summed over devices once, after all of them.
 
     The price is a copy of the segment's weights on each device, and one of their gradients.
     """
-    run = LoopedSegment(config, segment, wanted, parent=None)
+    config, segment = bound.config, bound.segment
+    variables = {kind: tree for kind, tree in bound.variables.items() if tree}
+    run = LoopedSegment(config, segment, bound.wanted, parent=None)
     axes = split_axes(BATCH_AXES)
     if not axes:
         found: Any = run.apply(variables, state, context, method="all_loops")
