@@ -26,7 +26,7 @@ from looped_jax.evaluation.held_out import Evaluator, HeldOut
 from looped_jax.inference.generator import Generator
 from looped_jax.parallel import distributed
 from looped_jax.training.evaluations import held_out_sets
-from looped_jax.training.identity import read_run_file
+from looped_jax.training.identity import measured_on, read_run_file
 from looped_jax.training.run import OpenRun, open_run
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run.")
@@ -75,8 +75,7 @@ def main(overrides: dict[str, str]) -> None:
 
 def other_rows(run: OpenRun, held_out: HeldOut) -> str:
     """What to say where the rows are not those on which the run was evaluated while training."""
-    known = (read_run_file(run.workdir) or {}).get("held_out") or {}
-    own = known.get(held_out.name)
+    own = measured_on(read_run_file(run.workdir)).get(held_out.name)
     if _SPLIT.value != "validation" or own is None or own == held_out.sample.identity:
         return ""
     return (

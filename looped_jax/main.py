@@ -47,10 +47,10 @@ def main(overrides: dict[str, str]) -> None:
             train(job, workdir / name, evaluations[name])
         renew_config(config, workdir)
     if distributed.is_first():
-        report(config, jobs, workdir)
+        show_comparison(config, jobs, workdir)
 
 
-def report(config: ConfigDict, jobs: dict[str, Job], workdir: epath.Path) -> None:
+def show_comparison(config: ConfigDict, jobs: dict[str, Job], workdir: epath.Path) -> None:
     """Prints and saves how the variants compare."""
     from looped_jax.analysis import compare  # Matplotlib, only when something is drawn.
 

@@ -35,7 +35,7 @@ def main(overrides: dict[str, str]) -> None:
         raise UserError("say --train=FILE.model or --report=VOCABULARY, and --path=FOLDER")
     shards = Shards.find(_PATH.value, _FILES.value)
     if _REPORT.value:
-        print(report(_REPORT.value, shards))
+        print(how_it_fits(_REPORT.value, shards))
         return
     model = epath.Path(_TRAIN.value)
     if model.suffix != ".model":
@@ -52,7 +52,7 @@ def main(overrides: dict[str, str]) -> None:
     model.parent.mkdir(parents=True, exist_ok=True)
     model.write_bytes(content)
     model.with_suffix(".json").write_text(json.dumps(provenance, indent=1) + "\n")
-    print(report(str(model), shards))
+    print(how_it_fits(str(model), shards))
 
 
 def documents(shards: Shards) -> Iterator[Document]:
@@ -64,7 +64,7 @@ def documents(shards: Shards) -> Iterator[Document]:
             bar.update(block.read)
 
 
-def report(spec: str, shards: Shards) -> str:
+def how_it_fits(spec: str, shards: Shards) -> str:
     """Bytes, tokens and bytes per token of each component, as a table."""
     vocabulary = load_vocabulary(spec)
     size: Counter[str] = Counter()

@@ -1,7 +1,7 @@
 """i-GSM at a laptop's size: the shape of data/paper/igsm.csv (the paper's table 2).
 
 Problems of 2 to 4 parameters in place of 8 to 16, d_model 64 in place of 128, 1,500 steps in place
-of 200,000. About 15 minutes on 2 CPU cores; results in docs/results.md.
+of 200,000. About 40 minutes on 2 CPU cores; results in docs/results.md.
 
     python -m looped_jax.sweep --sweep=experiments/sweeps/igsm_small.py --workdir=runs/igsm_small
 """

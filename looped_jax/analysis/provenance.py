@@ -6,6 +6,7 @@ from typing import Any
 
 from looped_jax.analysis.document import Table
 from looped_jax.analysis.records import UNKNOWN, Record
+from looped_jax.training.identity import measured_on
 
 # Of a list of runs in a warning.
 NAMED = 4
@@ -67,7 +68,7 @@ def mixed_samples(records: Sequence[Record]) -> list[str]:
     """A line for every evaluation that was measured on different held-out examples."""
     samples: dict[str, dict[str, list[str]]] = {}
     for record in records:
-        for name, identity in (record.provenance.get("held_out") or {}).items():
+        for name, identity in measured_on(record.provenance).items():
             which = json.dumps(identity, sort_keys=True)
             samples.setdefault(name, {}).setdefault(which, []).append(record.name)
     return [

@@ -18,7 +18,7 @@ from looped_jax.evaluation.metric_table import Metric
 from looped_jax.models.flops import train_flops
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.training.checkpoint import saved_steps
-from looped_jax.training.identity import data_identity, read_run_file
+from looped_jax.training.identity import data_identity, measured_on, read_run_file
 from looped_jax.training.job import Job
 from looped_jax.training.metrics_file import read_metrics
 from looped_jax.training.run import reading
@@ -141,7 +141,7 @@ class Record:
         """Loop count at evaluation -> the metric on validation rows at the newest checkpoint
         evaluated so: of lines that measured the run as it was trained, on the rows that it was
         evaluated on while training, those of the same parameters and rows as the newest."""
-        known = self.provenance.get("held_out") or {}
+        known = measured_on(self.provenance)
         own = known.get((Metric(metric).where or ("",))[0])
         lines = [
             line

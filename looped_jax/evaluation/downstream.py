@@ -209,27 +209,27 @@ def _scored(
     identity: str,
 ) -> dict[str, Any]:
     records = _records(asked, predictions, identity)
-    report = METRICS[asked.task.metric](records)
+    result = METRICS[asked.task.metric](records)
     if out is not None:
-        scored = zip(records, report.examples, strict=True)
+        scored = zip(records, result.examples, strict=True)
         write_whole(out, _lines({**record, "scores": scores} for record, scores in scored))
-    counts = Counter(report.counts)
+    counts = Counter(result.counts)
     counts["prompts_with_fewer_exemplars"] = sum(p.dropped > 0 for p in asked.prompts)
     counts["prompts_with_cut_context"] = sum(p.context_cut for p in asked.prompts)
     counts["prompts_too_long"] = sum(p.too_long for p in asked.prompts)
     # What counts for the headline, and the dialogue that each question is a turn of.
     counted = [
-        (scores[report.headline], example.dialogue)
-        for scores, example in zip(report.examples, asked.examples, strict=True)
-        if report.headline in scores
+        (scores[result.headline], example.dialogue)
+        for scores, example in zip(result.examples, asked.examples, strict=True)
+        if result.headline in scores
     ]
     interval = mean_interval([score for score, _ in counted], [unit for _, unit in counted])
     return {
         "examples": len(records),
-        "headline": report.headline,
+        "headline": result.headline,
         # In percent, over dialogues where there are any; null where there are too few.
         "interval_95": None if interval is None else [100 * bound for bound in interval],
-        "metrics": report.totals,
+        "metrics": result.totals,
         "counts": {name: count for name, count in counts.items() if count},
         "exemplars": asked.exemplars,
         "prompt_padding": usage.padding,

@@ -89,12 +89,19 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+def measured_on(known: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Of a run.json: evaluation -> what it was measured on (data/pipeline.py's Sample); empty where
+    that was not recorded."""
+    found: dict[str, Any] = (known or {}).get("held_out") or {}
+    return found
+
+
 def data_identity(known: Mapping[str, Any] | None) -> str | None:
     """Of a run.json: equal for runs that were trained on the same data and evaluated on the same,
     by content; None where that was not recorded."""
     if not known or "data" not in known:
         return None
-    held_out = {name: of.get("data") for name, of in known["held_out"].items()}
+    held_out = {name: of.get("data") for name, of in measured_on(known).items()}
     return json.dumps([known["data"], held_out], sort_keys=True)
 
 

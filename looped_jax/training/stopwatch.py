@@ -19,7 +19,7 @@ class Stopwatch:
         self._begin = time.perf_counter()
         self._since: float | None = None  # When the last step ended, or the watch was restarted.
         self._step = 0
-        self._seconds: list[float] = []  # Of the steps since the last report.
+        self._seconds: list[float] = []  # Of the steps since they were last asked for.
         self._in_steps = 0.0
 
     def restart(self, step: int) -> None:
@@ -35,8 +35,8 @@ class Stopwatch:
         self._in_steps += now - self._since
         self._since, self._step = now, step
 
-    def report(self) -> dict[str, float]:
-        """Scalars about the steps since the last report; goodput is of the whole process.
+    def scalars(self) -> dict[str, float]:
+        """Scalars about the steps since they were last asked for; goodput is of the whole process.
 
         perf/tokens_per_second, perf/step_seconds_p50 and _p95, perf/mfu (model FLOPs over peak),
         perf/goodput (share of the time since the start that was spent in steps) and, where the

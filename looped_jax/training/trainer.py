@@ -223,7 +223,7 @@ class _Run:
     def _log(self) -> bool:
         self._check_finite(self.step, self.scalars)
         line = {f"train/{name}": float(value) for name, value in self.scalars.items()}
-        line |= self.watch.report()
+        line |= self.watch.scalars()
         shown = {"loss": f"{line['train/loss']:.4f}"}
         if "perf/tokens_per_second" in line:
             shown["tokens/s"] = f"{line['perf/tokens_per_second']:,.0f}"

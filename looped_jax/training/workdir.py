@@ -16,7 +16,7 @@ from looped_jax import config as config_lib
 from looped_jax.data.files import write_whole
 from looped_jax.errors import UserError
 from looped_jax.parallel import distributed
-from looped_jax.training.identity import read_run_file
+from looped_jax.training.identity import measured_on, read_run_file
 from looped_jax.training.metrics_file import read_metrics
 
 # The lock itself, and who holds it. The operating system releases it with the process, however that
@@ -86,7 +86,7 @@ def renew_config(config: ConfigDict, workdir: epath.Path) -> None:
 
 def check_same_held_out(workdir: epath.Path, held_out: dict[str, Any]) -> None:
     """UserError if a run has been evaluated, and on other rows than it would be from now on."""
-    known = (read_run_file(workdir) or {}).get("held_out") or {}
+    known = measured_on(read_run_file(workdir))
     if not any(name.startswith("eval/") for line in read_metrics(workdir) for name in line):
         return
     for name, identity in held_out.items():

@@ -23,13 +23,13 @@ def test_steps_are_timed_and_the_rest_lowers_goodput(clock: list[float]) -> None
         watch.ended(step)
     clock[0] += 6.0  # An evaluation.
     watch.restart(4)
-    scalars = watch.report()
+    scalars = watch.scalars()
     assert scalars["perf/tokens_per_second"] == pytest.approx(3 * 100 / 4)
     assert scalars["perf/mfu"] == pytest.approx(3 * 50 / 4 / 500)
     assert scalars["perf/step_seconds_p50"] == 1.0
     assert scalars["perf/step_seconds_p95"] == 2.0
     assert scalars["perf/goodput"] == pytest.approx(4 / 20)
-    assert "perf/tokens_per_second" not in watch.report()  # Nothing since.
+    assert "perf/tokens_per_second" not in watch.scalars()  # Nothing since.
 
 
 def test_steps_that_ended_unseen_share_their_time(clock: list[float]) -> None:
@@ -37,4 +37,4 @@ def test_steps_that_ended_unseen_share_their_time(clock: list[float]) -> None:
     watch.restart(0)
     clock[0] = 6.0
     watch.ended(3)
-    assert watch.report()["perf/step_seconds_p50"] == 2.0
+    assert watch.scalars()["perf/step_seconds_p50"] == 2.0

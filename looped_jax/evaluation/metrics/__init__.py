@@ -12,15 +12,15 @@ from looped_jax.evaluation.metrics.answers import (
     triviaqa,
     tydiqa,
 )
-from looped_jax.evaluation.metrics.base import Record, Report
+from looped_jax.evaluation.metrics.base import Record, Scored
 from looped_jax.evaluation.metrics.dialogue import coqa, quac
 from looped_jax.evaluation.metrics.drop import drop
 from looped_jax.evaluation.metrics.numbers import math_problems
 
-Metric = Callable[[Sequence[Record]], Report]
+Scorer = Callable[[Sequence[Record]], Scored]
 
 # By the name that a DownstreamTask gives.
-METRICS: dict[str, Metric] = {
+METRICS: dict[str, Scorer] = {
     "triviaqa": triviaqa,
     "tydiqa": tydiqa,
     "open_domain": open_domain,
@@ -33,7 +33,7 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def metric_of(task: str) -> Metric:
+def metric_of(task: str) -> Scorer:
     """The metric of a task; UserError with the nearest name if there is no such task."""
     if task in TASKS:
         return METRICS[TASKS[task].metric]

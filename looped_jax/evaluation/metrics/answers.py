@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from looped_jax.evaluation.metrics.base import (
     Record,
-    Report,
+    Scored,
     Scores,
-    mean_report,
+    mean_scored,
     means,
     prediction_of,
 )
@@ -26,7 +26,7 @@ from looped_jax.evaluation.metrics.text import (
 _TRIVIA_PUNCTUATION = str.maketrans({c: " " for c in string.punctuation + "‘’´`"})
 
 
-def squad_v2(records: Sequence[Record]) -> Report:
+def squad_v2(records: Sequence[Record]) -> Scored:
     """SQuAD 2.0 (evaluate-v2.0.py): exact and F1, over all questions, those with an answer
     (`HasAns_`) and those without (`NoAns_`).
 
@@ -53,7 +53,7 @@ def squad_v2(records: Sequence[Record]) -> Report:
     elif records and not without:
         for name in ("exact", "f1"):
             totals[f"best_{name}"] = _best_over_thresholds(records, [e[name] for e in examples])
-    return Report("f1", examples, totals, dict(counts))
+    return Scored("f1", examples, totals, dict(counts))
 
 
 def _best_over_thresholds(records: Sequence[Record], scores: list[float]) -> float:
@@ -69,7 +69,7 @@ def _best_over_thresholds(records: Sequence[Record], scores: list[float]) -> flo
     return 100 * top / len(records)
 
 
-def tydiqa(records: Sequence[Record]) -> Report:
+def tydiqa(records: Sequence[Record]) -> Scored:
     """TyDiQA-GoldP: SQuAD 1.1's exact match and F1, the best over the answers."""
 
     def score(prediction: str, answers: list[str]) -> Scores:
@@ -78,7 +78,7 @@ def tydiqa(records: Sequence[Record]) -> Report:
             "f1": best(squad_1_f1, prediction, answers),
         }
 
-    return mean_report(records, score, "f1", {"exact": 0.0, "f1": 0.0})
+    return mean_scored(records, score, "f1", {"exact": 0.0, "f1": 0.0})
 
 
 def trivia_normal(text: str) -> str:
@@ -91,7 +91,7 @@ def trivia_normal(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-def triviaqa(records: Sequence[Record]) -> Report:
+def triviaqa(records: Sequence[Record]) -> Scored:
     """TriviaQA: exact match and F1 of normal forms, the best over all aliases."""
 
     def exact(prediction: str, answer: str) -> float:
@@ -103,10 +103,10 @@ def triviaqa(records: Sequence[Record]) -> Report:
     def score(prediction: str, answers: list[str]) -> Scores:
         return {"exact": best(exact, prediction, answers), "f1": best(f1, prediction, answers)}
 
-    return mean_report(records, score, "exact", {"exact": 0.0, "f1": 0.0})
+    return mean_scored(records, score, "exact", {"exact": 0.0, "f1": 0.0})
 
 
-def open_domain(records: Sequence[Record]) -> Report:
+def open_domain(records: Sequence[Record]) -> Scored:
     """NQ-open and WebQuestions (orqa's eval_utils.py): exact match after Unicode decomposition
     (NFD) and SQuAD's normal form. Accents stay, decomposed."""
 
@@ -114,7 +114,7 @@ def open_domain(records: Sequence[Record]) -> Report:
         forms = (squad_normal(unicodedata.normalize("NFD", text)) for text in (prediction, answer))
         return float(len(set(forms)) == 1)
 
-    return mean_report(
+    return mean_scored(
         records,
         lambda prediction, answers: {"exact": best(exact, prediction, answers)},
         "exact",
@@ -122,10 +122,10 @@ def open_domain(records: Sequence[Record]) -> Report:
     )
 
 
-def exact_text(records: Sequence[Record]) -> Report:
+def exact_text(records: Sequence[Record]) -> Scored:
     """The synthetic tasks and reasoning primitives: the same text, but for blanks around it."""
 
     def score(prediction: str, answers: list[str]) -> Scores:
         return {"accuracy": float(prediction.strip() in {answer.strip() for answer in answers})}
 
-    return mean_report(records, score, "accuracy", {"accuracy": 0.0})
+    return mean_scored(records, score, "accuracy", {"accuracy": 0.0})

@@ -11,7 +11,7 @@ Scores = dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class Scored:
     """Scores of a task's examples, 0 to 1, and its totals in percent.
 
     ``examples[i]`` are record i's scores, empty where it does not count (``counts`` says how
@@ -34,12 +34,12 @@ def prediction_of(record: Record, counts: "Counter[str]") -> str | None:
     return text
 
 
-def mean_report(
+def mean_scored(
     records: Sequence[Record],
     score: Callable[[str, list[str]], Scores],
     headline: str,
     zero: Scores,
-) -> Report:
+) -> Scored:
     """For metrics that are the mean over all examples: a missing prediction scores ``zero``, an
     example without answers cannot be scored and does not count."""
     counts: Counter[str] = Counter()
@@ -52,7 +52,7 @@ def mean_report(
             continue
         prediction = prediction_of(record, counts)
         examples.append(zero if prediction is None else score(prediction, answers))
-    return Report(headline, examples, means(examples), dict(counts))
+    return Scored(headline, examples, means(examples), dict(counts))
 
 
 def means(examples: Sequence[Scores]) -> dict[str, float]:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from looped_jax.evaluation.metrics.base import (
     Record,
-    Report,
+    Scored,
     Scores,
-    mean_report,
+    mean_scored,
     means,
     prediction_of,
 )
@@ -23,7 +23,7 @@ CANNOT_ANSWER = "CANNOTANSWER"
 MIN_HUMAN_F1 = 0.4
 
 
-def coqa(records: Sequence[Record]) -> Report:
+def coqa(records: Sequence[Record]) -> Scored:
     """CoQA (evaluate-v1.0.py): exact match and F1 against all persons' answers but one, each left
     out in turn; over all turns and, where records name a `domain`, per domain."""
 
@@ -33,14 +33,14 @@ def coqa(records: Sequence[Record]) -> Report:
             "f1": leave_one_out(squad_f1, prediction, answers),
         }
 
-    report = mean_report(records, score, "f1", {"exact": 0.0, "f1": 0.0})
+    scored = mean_scored(records, score, "f1", {"exact": 0.0, "f1": 0.0})
     by_domain: dict[str, list[Scores]] = defaultdict(list)
-    for record, scores in zip(records, report.examples, strict=True):
+    for record, scores in zip(records, scored.examples, strict=True):
         if "domain" in record:
             by_domain[str(record["domain"])].append(scores)
-    for domain, scored in sorted(by_domain.items()):
-        report.totals.update({f"{domain}/{name}": v for name, v in means(scored).items()})
-    return report
+    for domain, of_domain in sorted(by_domain.items()):
+        scored.totals.update({f"{domain}/{name}": v for name, v in means(of_domain).items()})
+    return scored
 
 
 def quac_references(answers: Sequence[str]) -> list[str]:
@@ -68,7 +68,7 @@ def human_f1(references: Sequence[str]) -> float:
     return sum(best_other) / len(best_other)
 
 
-def quac(records: Sequence[Record]) -> Report:
+def quac(records: Sequence[Record]) -> Scored:
     """QuAC (scorer.py): F1 against all persons' answers but one, each left out in turn.
 
     `f1`, `HEQ` (share of questions where the model is at least as good as persons are) and
@@ -106,4 +106,4 @@ def quac(records: Sequence[Record]) -> Report:
     totals = means(examples) | means(unfiltered)
     if dialogue_good:
         totals["DHEQ"] = 100 * sum(dialogue_good.values()) / len(dialogue_good)
-    return Report("f1", examples, totals, dict(counts))
+    return Scored("f1", examples, totals, dict(counts))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from looped_jax.evaluation.metrics.base import Record, Report, Scores, means
+from looped_jax.evaluation.metrics.base import Record, Scored, Scores, means
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -82,7 +82,7 @@ def _pair_f1(predicted: set[str], gold: set[str]) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def drop(records: Sequence[Record]) -> Report:
+def drop(records: Sequence[Record]) -> Scored:
     """DROP: exact match and F1, each the best over all answers that are not blank.
 
     A record's `drop_answers` are the released answers (number, date, spans); without them each of
@@ -111,4 +111,4 @@ def drop(records: Sequence[Record]) -> Report:
         scored = [drop_score(spans, gold) for gold in golds]
         exact, f1 = (max(values) for values in zip(*scored, strict=True))
         examples.append({"exact": exact, "f1": f1})
-    return Report("f1", examples, means(examples), dict(counts))
+    return Scored("f1", examples, means(examples), dict(counts))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 
-from looped_jax.evaluation.metrics.base import Record, Report, Scores, mean_report
+from looped_jax.evaluation.metrics.base import Record, Scored, Scores, mean_scored
 from looped_jax.evaluation.metrics.text import squad_normal
 
 # Answers that are not whole agree within this share of the right one.
@@ -74,7 +74,7 @@ def numbers_agree(prediction: Fraction, answer: Fraction) -> bool:
     return abs(prediction - answer) <= RELATIVE_TOLERANCE * abs(answer)
 
 
-def math_problems(records: Sequence[Record]) -> Report:
+def math_problems(records: Sequence[Record]) -> Scored:
     """Accuracy: the first number of the prediction is the answer's. An answer that is not one
     number is compared by SQuAD's normal form, and counted as such."""
     counts: Counter[str] = Counter()
@@ -92,6 +92,6 @@ def math_problems(records: Sequence[Record]) -> Report:
         )
         return {"accuracy": float(right)}
 
-    report = mean_report(records, score, "accuracy", {"accuracy": 0.0})
-    report.counts.update({name: count for name, count in counts.items() if count})
-    return report
+    scored = mean_scored(records, score, "accuracy", {"accuracy": 0.0})
+    scored.counts.update({name: count for name, count in counts.items() if count})
+    return scored
