@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-newest lint golden build-file code-map docs clean
+.PHONY: quickstart test test-newest lint golden generated docs clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m looped_jax.main --config=experiments/quickstart.py
@@ -25,11 +25,13 @@ lint: $(VENV)/installed-test
 golden: $(VENV)/installed-test
 	$(BIN)/python tests/golden.py
 
-build-file:
-	$(PYTHON) tests/build_file.py
-
-code-map:
-	$(PYTHON) docs/code_map.py
+# What is written from the code: BUILD, the map in docs/code.md, docs/config.md.
+generated: $(VENV)/installed
+	$(BIN)/python tests/build_file.py
+	$(BIN)/python docs/code_map.py
+	mkdir -p build
+	$(BIN)/python -m looped_jax.config.reference > build/config.md
+	mv build/config.md docs/config.md
 
 docs: $(VENV)/installed-test
 	$(BIN)/mkdocs build --strict

@@ -11,7 +11,7 @@ CORE = [
     "filelock",
     "flax>=0.12",
     "grain>=0.2.12",
-    "jax>=0.7",
+    "jax>=0.10.2",
     "jinja2",
     "matplotlib",
     "ml-collections>=1.0",

@@ -1,6 +1,6 @@
 """The map of docs/code.md: every file of the package with what its docstring says first.
 
-python docs/code_map.py        # or `make code-map`: writes it
+python docs/code_map.py        # writes it, as does `make generated`
 """
 
 import ast
@@ -9,7 +9,7 @@ import pathlib
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "code.md"
 PACKAGE = ROOT / "looped_jax"
-BEGIN = "<!-- Written by `make code-map`. -->\n"
+BEGIN = "<!-- Written by `make generated`. -->\n"
 
 
 def layers() -> list[str]:

@@ -24,6 +24,7 @@ from looped_jax.errors import UserError
 from looped_jax.evaluation.downstream import Settings, evaluate_tasks, scalars, table
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
 from looped_jax.inference.generator import Generator
+from looped_jax.models.transformer import check_loops
 from looped_jax.parallel import distributed
 from looped_jax.training.evaluations import held_out_sets
 from looped_jax.training.identity import measured_on, read_run_file
@@ -47,7 +48,7 @@ def main(overrides: dict[str, str]) -> None:
     job, config = run.job, run.job.config
     counts = loop_counts(_LOOPS.value)
     for loops in counts:
-        job.model.config.with_loops(loops)  # UserError before anything is read.
+        check_loops(job.model, loops)  # Before anything is read.
     sets = held_out_sets(job, _SPLIT.value)  # UserError if a text is not there.
     others = tuple(name for name in config.eval.tasks if name != "text")
     names = downstream.expand(others) if config.data.task == "text" else ()

@@ -1,6 +1,6 @@
 """BUILD, from the files and their imports.
 
-python tests/build_file.py        # or `make build-file`: writes it
+python tests/build_file.py        # writes it, as does `make generated`
 """
 
 import ast
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BUILD = ROOT / "BUILD"
-HEAD = '''"""Libraries, the main program and tests. Written by `make build-file`."""
+HEAD = '''"""Libraries, the main program and tests. Written by `make generated`."""
 
 load("@rules_python//python:defs.bzl", "py_binary", "py_library", "py_test")
 

@@ -10,6 +10,7 @@ import build_file
 import pytest
 from conftest import ROOT
 
+RENEW = "run: make generated"
 SOURCES = ("looped_jax", "experiments", "benchmarks", "tests")
 
 
@@ -38,7 +39,7 @@ def imported_rules(src: str) -> set[str]:
 def test_every_file_is_in_exactly_one_rule() -> None:
     files = {str(p.relative_to(ROOT)) for d in SOURCES for p in (ROOT / d).rglob("*.py")}
     listed = list(itertools.chain.from_iterable(rule["srcs"] for rule in RULES.values()))
-    assert sorted(listed) == sorted(files)
+    assert sorted(listed) == sorted(files), RENEW
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -50,11 +51,11 @@ def test_a_rule_depends_on_what_its_sources_import(name: str) -> None:
     if rule["kind"] == "py_test":
         declared -= {"testing"}  # Fixtures and the environment, found by pytest.
         imported -= {"testing"}
-    assert declared == imported
+    assert declared == imported, RENEW
 
 
 def test_it_is_what_the_imports_say() -> None:
-    assert build_file.BUILD.read_text() == build_file.text(), "run: make build-file"
+    assert build_file.BUILD.read_text() == build_file.text(), RENEW
 
 
 def test_there_is_a_library_per_package_a_binary_and_a_test_per_test_file() -> None:

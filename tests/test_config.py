@@ -274,7 +274,7 @@ def test_a_colon_in_a_folder_is_no_argument(tmp_path: pathlib.Path) -> None:
 
 def test_the_page_of_keys_is_what_the_keys_say() -> None:
     page = (config_lib.PROJECT_ROOT / "docs" / "config.md").read_text()
-    assert page == reference.markdown(), "python -m looped_jax.config.reference > docs/config.md"
+    assert page == reference.markdown(), "make generated"
 
 
 def test_every_key_says_what_it_means_and_help_lists_it() -> None:

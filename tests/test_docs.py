@@ -44,7 +44,7 @@ def test_modules_that_commands_run_exist(page: pathlib.Path) -> None:
 def test_the_map_of_the_code_has_every_file() -> None:
     code_map = runpy.run_path(str(ROOT / "docs" / "code_map.py"))
     _, written = (ROOT / "docs" / "code.md").read_text().split(code_map["BEGIN"])
-    assert written == code_map["text"](), "make code-map"
+    assert written == code_map["text"](), "make generated"
     folders = {path.parent.name for path in (ROOT / "looped_jax").glob("*/__init__.py")}
     assert set(code_map["layers"]()) == folders
 

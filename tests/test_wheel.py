@@ -5,7 +5,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import zipfile
 
 import pytest
 from conftest import ROOT
@@ -16,14 +15,15 @@ SHORT = [f"--config.{k}=2" for k in ("train.steps", "eval.every", "checkpoint.ev
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A folder with what the wheel installs."""
+    """An environment of its own, with the packages of this one beside it."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*NOT_SHIPPED))
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
     subprocess.run([*command, "--wheel-dir", folder, source], check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(folder / "site")
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--quiet", "--target"]
+    subprocess.run([*install, folder / "site", wheel], check=True, capture_output=True)
     return folder / "site"
 
 

@@ -174,7 +174,7 @@ class Loop:
     )
     beyond_trained: str = key(
         "last",
-        "parameters that a loop beyond the trained ones takes: the last one's, the mean of all",
+        "parameters of loops beyond the trained ones: the last one's, the mean of all, or an error",
         choices=("last", "mean", "refuse"),
     )
 

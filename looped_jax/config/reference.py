@@ -1,6 +1,6 @@
 """Every key, for readers: docs/config.md, and what `--help` says.
 
-python -m looped_jax.config.reference > docs/config.md
+python -m looped_jax.config.reference        # docs/config.md, which `make generated` writes
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from looped_jax.config.keys import KEYS, MOST, SECTIONS, Key
 
 HEAD = """# Config keys
 
-Written by `python -m looped_jax.config.reference > docs/config.md` from looped_jax/config/keys.py.
+Written by `make generated` from looped_jax/config/keys.py.
 Any of them can be set on the command line, `--config.KEY=VALUE`. A key marked * says how a run is
 watched, read or laid out over devices, and not what is computed: it may change when a run goes on.
 """

@@ -45,7 +45,7 @@ class Cache:
 
 def cache_bytes(config: ModelConfig, rows: int, capacity: int, loops: int | None = None) -> int:
     """Memory of a cache: D x 2 x rows x capacity x G x K values of the compute type."""
-    depth = config.with_loops(loops).effective_depth
+    depth = config.plan.with_loops(loops).effective_depth
     numbers = depth * 2 * rows * capacity * config.num_kv_heads * config.head_dim
     return numbers * jnp.dtype(config.dtype).itemsize
 

@@ -19,7 +19,7 @@ from looped_jax.errors import UserError
 from looped_jax.inference.cache import Cache, decode, prefill
 from looped_jax.inference.sampling import Sampling, sample
 from looped_jax.models.loss import token_scores
-from looped_jax.models.transformer import LoopedTransformer, batch_forward
+from looped_jax.models.transformer import LoopedTransformer, batch_forward, check_loops
 from looped_jax.parallel.mesh import BATCH_AXES, mesh_context, replicated
 
 GREEDY = Sampling()
@@ -79,7 +79,7 @@ class Generator:
         loops: int | None = None,
         batch_size: int = 16,
     ):
-        model.config.with_loops(loops)  # UserError for what the plan cannot do.
+        check_loops(model, loops)
         # Prompts come in lengths that the kernels for training rows do not take.
         model = LoopedTransformer(dataclasses.replace(model.config, attention="xla"))
         self.params = params

@@ -47,18 +47,6 @@ class ModelConfig:
     def head_dim(self) -> int:
         return self.head_size or self.d_model // self.num_heads
 
-    def with_loops(self, loops: int | None) -> LoopPlan:
-        """The plan with other loop counts, as LoopPlan.with_loops; UserError, too, for more loops
-        than there are parameters for."""
-        plan = self.plan.with_loops(loops)
-        refuses = "per_loop" in dict(self.loop) and self.beyond_trained == "refuse"
-        if refuses and any(s.loops > s.trained_loops for s in plan.segments):
-            raise UserError(
-                f"loops={loops}: plan {self.plan} has no parameters for so many loops; "
-                "config.loop.beyond_trained='last' or 'mean' says which they take"
-            )
-        return plan
-
     @classmethod
     def from_config(
         cls,

@@ -21,8 +21,7 @@ Array = jax.Array
 Rotation = tuple[Array, Array] | None
 
 
-@struct.dataclass
-class KeyValues:
+class KeyValues(struct.PyTreeNode):
     """Keys (rotated) and values of tokens: in one layer k_BGSK and v_BGSK; with the axes of the
     scans in front, [L, k, B, G, S, K], in a segment."""
 
@@ -30,8 +29,7 @@ class KeyValues:
     v: Array
 
 
-@struct.dataclass
-class LayerInputs:
+class LayerInputs(struct.PyTreeNode):
     """What every layer of every loop is given beside the residual stream.
 
     When decoding: ``cache`` is the whole segment's, [L, k, B, G, S, K], from which a layer takes

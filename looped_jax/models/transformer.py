@@ -8,19 +8,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax import struct
 
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.execution import laid_out, looked_up, partitioned, placed
 from looped_jax.models.layers import Array, KeyValues, LayerInputs, norm, rope_angles
-from looped_jax.models.loops.base import LoopOutput, collections
+from looped_jax.models.loops.base import LoopOutput, collections, init_keys, parameters
 from looped_jax.models.loops.segment import NOTHING, LoopedSegment, Wanted
 from looped_jax.models.output import OutputKernel, vocabulary_logits
 
 
-@struct.dataclass
-class Inference:
+class Inference(struct.PyTreeNode):
     """Asks for the last token of each row only, and for every layer's keys and values.
 
     last_B: that token's place. Later places of a row may hold anything: nothing looks at them.
@@ -34,8 +34,7 @@ class Inference:
     seen_BS: Array | None = None
 
 
-@struct.dataclass
-class Output:
+class Output(struct.PyTreeNode):
     """What a model returns, always.
 
     x_BTD: what the output projection is applied to, by models/loss.py in parts of the vocabulary
@@ -106,11 +105,11 @@ class LoopedTransformer(nn.Module):
         inputs = LayerInputs(rope_angles(config, positions_BT), segment_ids_BT)
         wanted = dataclasses.replace(wanted, kept=inference is not None)
         outputs = []
-        for index, segment in enumerate(config.with_loops(loops).segments):
+        for index, segment in enumerate(config.plan.with_loops(loops).segments):
             name = f"segment_{index}"
             if inference is not None and inference.cache is not None:
                 own = inference.cache[index]
-                inputs = inputs.replace(cache=own, seen_BS=inference.seen_BS)  # type: ignore[attr-defined]
+                inputs = inputs.replace(cache=own, seen_BS=inference.seen_BS)
             x_BTD, output = LoopedSegment(config, segment, wanted, name=name)(x_BTD, inputs)
             outputs.append(output)
 
@@ -121,6 +120,21 @@ class LoopedTransformer(nn.Module):
             embed.embedding if config.tied_output else OutputKernel(config, name="output")().T
         )
         return Output(x_BTD, kernel_VD, tuple(outputs))
+
+
+def check_loops(model: LoopedTransformer, loops: int | None) -> None:
+    """UserError if the model cannot be run with so many loops; nothing is computed."""
+    if loops is None:
+        return
+    # Two tokens, for which there are no kernels.
+    model = LoopedTransformer(dataclasses.replace(model.config, attention="xla", gather="layer"))
+    tokens_BT = jnp.zeros((1, 2), jnp.int32)
+
+    def run(key: Array) -> Any:
+        params = nn.unbox(parameters(model.init(init_keys(key), tokens_BT)))
+        return forward(model, params, tokens_BT, key=key, loops=loops).x_BTD
+
+    jax.eval_shape(run, jax.random.key(0))
 
 
 def forward(

@@ -24,7 +24,7 @@ def by_loops(workdir: str, most: int) -> dict[str, dict[int, float]]:
     run = open_run(workdir)
     job, task = run.job, str(run.job.config.data.task)
     of_construction = construction_curve(task)
-    job.model.config.with_loops(1)  # UserError if there is nothing to loop.
+    job.model.config.plan.with_loops(1)  # UserError if there is nothing to loop.
     (held_out,) = held_out_sets(job)
     params = run.parameters()
     trained: dict[int, float] = {}

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.execution import partitioned
 from looped_jax.models.layers import Array, KeyValues, LayerInputs
@@ -25,8 +26,7 @@ from looped_jax.models.layers import Array, KeyValues, LayerInputs
 PER_LOOP = "per_loop"
 
 
-@struct.dataclass
-class LoopState:
+class LoopState(struct.PyTreeNode):
     """What goes from loop to loop: the residual stream, and by option of config.loop whatever a
     variant carries beside it, arrays [B, …]."""
 
@@ -34,16 +34,14 @@ class LoopState:
     extra: dict[str, Any] = struct.field(default_factory=dict)
 
 
-@struct.dataclass
-class LoopContext:
+class LoopContext(struct.PyTreeNode):
     """What is the same in all loops of a segment: its input, and what its layers are given."""
 
     x0_BTD: Array
     inputs: LayerInputs
 
 
-@struct.dataclass
-class LoopOutput:
+class LoopOutput(struct.PyTreeNode):
     """What a loop leaves behind; of a whole segment [L, …]. None is what nobody asked for.
 
     kept: the keys and values of its layers, [k, B, G, T, K] each.
@@ -99,10 +97,16 @@ class LoopVariant(nn.Module):
 
 def rows_of(array_L: Array, loops: int, beyond: str) -> Array:
     """Per-loop parameters [L, …] for another number of loops: the first ones, and beyond the
-    trained ones, as ``beyond`` says, the last one again or the mean of all."""
+    trained ones, as ``beyond`` says, the last one again or the mean of all; UserError if it
+    refuses."""
     trained = len(array_L)
     if loops <= trained:
         return array_L[:loops]
+    if beyond == "refuse":
+        raise UserError(
+            f"loops={loops}: the model has parameters for {trained} loops; "
+            "config.loop.beyond_trained='last' or 'mean' says which the others take"
+        )
     more = array_L[-1:] if beyond == "last" else jnp.mean(array_L, axis=0, keepdims=True)
     return jnp.concatenate([array_L, jnp.repeat(more, loops - trained, axis=0)])
 

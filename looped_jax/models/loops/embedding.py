@@ -21,4 +21,4 @@ class LoopEmbedding(LoopVariant):
         config = self.config
         own_D = self.per_loop("vector", nn.initializers.zeros_init(), (config.d_model,), "embed")
         x_BTD = state.x_BTD + own_D.astype(config.dtype)
-        return state.replace(x_BTD=x_BTD)  # type: ignore[attr-defined]
+        return state.replace(x_BTD=x_BTD)

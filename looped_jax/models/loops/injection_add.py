@@ -16,4 +16,4 @@ class AddInput(LoopVariant):
 
     def enter(self, state: LoopState, context: LoopContext, loop: Array) -> LoopState:
         """Adds x0."""
-        return state.replace(x_BTD=state.x_BTD + context.x0_BTD)  # type: ignore[attr-defined]
+        return state.replace(x_BTD=state.x_BTD + context.x0_BTD)

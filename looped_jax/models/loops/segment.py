@@ -154,7 +154,7 @@ class LoopedSegment(nn.Module):
             state = variant.enter(state, context, loop)
         numbers = jnp.arange(self.segment.layers)
         x_BTD, kept = self.layers(state.x_BTD, numbers, loop, context.inputs)
-        state = state.replace(x_BTD=x_BTD)  # type: ignore[attr-defined]
+        state = state.replace(x_BTD=x_BTD)
         for _, variant in reversed(self.variants()):
             state = variant.leave(state, context, loop)
         wanted, emitted = self.wanted, {}

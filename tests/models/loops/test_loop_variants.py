@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import pathlib
+import subprocess
+import sys
 import textwrap
 from typing import Any
 
@@ -19,7 +22,7 @@ from looped_jax.models.layers import Layer, LayerInputs, norm, rope_angles
 from looped_jax.models.loops import VARIANTS
 from looped_jax.models.loops.base import LoopContext, LoopState, LoopVariant, rows_of
 from looped_jax.models.loops.segment import Wanted
-from looped_jax.models.transformer import batch_forward
+from looped_jax.models.transformer import batch_forward, check_loops
 from looped_jax.parallel.mesh import put_batch
 from looped_jax.training.job import make_job
 from looped_jax.training.state import init_state, parameter_axes
@@ -27,7 +30,13 @@ from looped_jax.training.train_step import loss_and_grads
 
 ROWS = random_rows(rows=3)
 ADD, EMBEDDING = ("injection", "add"), ("per_loop", "embedding")
-KINDS = {"injection add": (ADD,), "loop embedding": (EMBEDDING,), "both": (ADD, EMBEDDING)}
+# Every variant by itself, and all options together so often that each variant is there once.
+ALONE = {f"{option}={name}": ((option, name),) for option, of in VARIANTS.items() for name in of}
+TOGETHER = {
+    f"together {i}": tuple((option, list(of)[i % len(of)]) for option, of in VARIANTS.items())
+    for i in range(max(map(len, VARIANTS.values())))
+}
+KINDS = {**ALONE, **TOGETHER}
 PLAN = "1x1,2x3"
 
 
@@ -39,7 +48,8 @@ def random_params(model: Any) -> Any:
 
 
 def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = None) -> jax.Array:
-    """The same network in plain Python: a `for` over segments, loops and layers."""
+    """The same network in plain Python: a `for` over segments, loops and layers, with lines for
+    each variant."""
     config = model.config
     table = params["embed"]["embedding"]
     x = table[rows["tokens"]] * config.d_model**0.5
@@ -75,8 +85,7 @@ def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "loops"),
-    [("injection add", None), ("loop embedding", 5), ("both", None), ("both", 2)],
+    ("kind", "loops"), [(k, 5) for k in ALONE] + [(k, n) for k in TOGETHER for n in (None, 2)]
 )
 def test_a_variant_equals_a_plain_for_at_any_loop_count(kind: str, loops: int | None) -> None:
     assert_close(
@@ -84,11 +93,12 @@ def test_a_variant_equals_a_plain_for_at_any_loop_count(kind: str, loops: int | 
     )
 
 
+@pytest.mark.parametrize("kind", TOGETHER)
 @pytest.mark.parametrize(
     "how", [{"unroll": "full"}, {"remat": "layer"}, {"remat": "loop"}], ids=str
 )
-def test_execution_does_not_change_a_variant(how: dict[str, str]) -> None:
-    assert_close(value_and_grad("both", **how), value_and_grad("both", unroll="none"))
+def test_execution_does_not_change_a_variant(how: dict[str, str], kind: str) -> None:
+    assert_close(value_and_grad(kind, **how), value_and_grad(kind, unroll="none"))
 
 
 def test_a_loop_embedding_begins_as_the_plain_loop() -> None:
@@ -110,32 +120,32 @@ def test_loops_beyond_the_trained_ones_follow_the_rule() -> None:
     np.testing.assert_array_equal(rows_of(rows, 2, "last"), rows[:2])
     np.testing.assert_array_equal(rows_of(rows, 5, "last"), rows[[0, 1, 2, 2, 2]])
     np.testing.assert_array_equal(rows_of(rows, 4, "mean"), [*rows, [2.0, 3.0]])
-    refusing = small_model("2x3", loop=(EMBEDDING,), beyond_trained="refuse").config
-    assert str(refusing.with_loops(2)) == "2x2"
-    with pytest.raises(UserError, match=r"loops=4: plan 2x3 has no parameters for so many loops"):
-        refusing.with_loops(4)
-    # Nothing is refused where nothing is missing.
-    assert (
-        str(small_model("2x3", loop=(ADD,), beyond_trained="refuse").config.with_loops(4)) == "2x4"
-    )
-    averaging = small_model(PLAN, loop=KINDS["both"], beyond_trained="mean")
+    averaging = small_model(PLAN, loop=KINDS["together 0"], beyond_trained="mean")
     params = random_params(averaging)
     assert_close(batch_logits(averaging, params, ROWS, 5), by_hand(averaging, params, ROWS, 5))
 
 
-WIDTHS = dict(
-    data__length=8,
-    model__plan="1x2",
-    model__vocab_size=16,
-    train__batch_size=16,
-    loop__injection="add",
-    loop__per_loop="embedding",
-)
+@pytest.mark.parametrize("kind", ALONE)
+def test_more_loops_are_refused_exactly_where_parameters_are_missing(kind: str) -> None:
+    model = small_model("2x3", loop=KINDS[kind], beyond_trained="refuse")
+    check_loops(model, 2)
+    if "per_loop" in init(model):
+        with pytest.raises(UserError, match="loops=4: the model has parameters for 3 loops"):
+            check_loops(model, 4)
+    else:
+        check_loops(model, 4)
+
+
+WIDTHS = dict(data__length=8, model__plan="1x2", model__vocab_size=16, train__batch_size=16)
+
+
+def options(kind: str) -> dict[str, str]:
+    return {f"loop__{option}": name for option, name in KINDS[kind]}
 
 
 @functools.cache
-def one_step(name: str) -> tuple[Any, Any]:
-    job = make_job(small_config(**WIDTHS, **MESHES[name]))
+def one_step(name: str, kind: str) -> tuple[Any, Any]:
+    job = make_job(small_config(**WIDTHS, **options(kind), **MESHES[name]))
     state = init_state(job.model, job.optimizer, 0, job.layout)
     params = jax.tree.map(lambda p: p + 0.1, state.params)
     batch = put_batch(random_rows(rows=16, length=8, vocab=10), job.mesh)
@@ -144,14 +154,16 @@ def one_step(name: str) -> tuple[Any, Any]:
         return jax.device_get(compute(params, batch))
 
 
+@pytest.mark.parametrize("kind", TOGETHER)
 @pytest.mark.parametrize("name", list(MESHES)[1:])
-def test_loss_and_gradients_are_the_same_on_every_mesh(name: str) -> None:
-    assert_close(one_step(name), one_step("1"), 2e-5)
+def test_loss_and_gradients_are_the_same_on_every_mesh(name: str, kind: str) -> None:
+    assert_close(one_step(name, kind), one_step("1", kind), 2e-5)
 
 
+@pytest.mark.parametrize("kind", TOGETHER)
 @pytest.mark.parametrize(("loops", "beyond"), [(None, "last"), (1, "last"), (5, "mean")])
-def test_decoding_equals_the_full_pass(loops: int | None, beyond: str) -> None:
-    model = small_model("1x1,2x3", loop=KINDS["both"], beyond_trained=beyond)
+def test_decoding_equals_the_full_pass(loops: int | None, beyond: str, kind: str) -> None:
+    model = small_model("1x1,2x3", loop=KINDS[kind], beyond_trained=beyond)
     params = random_params(model)
     tokens = np.random.default_rng(0).integers(3, 16, size=(2, 8)).astype(np.int32)
     rows = {"tokens": tokens, "segment_ids": None, "positions": None}
@@ -163,7 +175,13 @@ def test_decoding_equals_the_full_pass(loops: int | None, beyond: str) -> None:
 
 
 def test_per_loop_parameters_are_sharded_and_optimised_as_matrices() -> None:
-    config = small_config(**WIDTHS, optimizer__name="adafactor", mesh__data=1, mesh__fsdp=8)
+    config = small_config(
+        **WIDTHS,
+        loop__per_loop="embedding",
+        optimizer__name="adafactor",
+        mesh__data=1,
+        mesh__fsdp=8,
+    )
     job = make_job(config)
     path = ("per_loop", "segment_0", "per_loop", "vector")
     names = functools.reduce(lambda tree, key: tree[key], path, parameter_axes(job.model))
@@ -237,9 +255,22 @@ def test_what_a_training_step_draws_follows_from_seed_step_and_part(
     assert np.isfinite(loss(0, 2)) and loss(0, 2) != loss(1, 2)
 
 
-def test_the_variant_of_the_docs_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def example_of_the_docs() -> str:
     page = (ROOT / "docs" / "loop_variants.md").read_text()
-    code = textwrap.dedent(page.split("```python\n")[1].split("```")[0])
+    return textwrap.dedent(page.split("```python\n")[1].split("```")[0])
+
+
+def test_the_variant_of_the_docs_is_typed_as_the_project_is(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "scalar_gate.py").write_text(example_of_the_docs())
+    command = [sys.executable, "-m", "mypy", "--config-file", "pyproject.toml"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "scalar_gate.py")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_variant_of_the_docs_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = example_of_the_docs()
     made: dict[str, Any] = {}
     exec(code, made)  # The page's own text.
     monkeypatch.setitem(VARIANTS, "gate", {"scalar": made["ScalarGate"]})
