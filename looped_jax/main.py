@@ -44,7 +44,7 @@ def main(overrides: dict[str, str]) -> None:
     with locked(workdir):
         claim_workdir(config, workdir)
         for name, job in jobs.items():
-            train(job, workdir / name, evaluations[name])
+            train(job, workdir / name, evaluations.pop(name))
         renew_config(config, workdir)
     if distributed.is_first():
         show_comparison(config, jobs, workdir)

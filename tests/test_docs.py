@@ -20,7 +20,7 @@ def test_links_and_files_exist(page: pathlib.Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
-    for path in re.findall(r"\b((?:experiments|tests|benchmarks|looped_jax)/[\w/]+\.py)\b", text):
+    for path in re.findall(r"\b((?:experiments|tests|benchmarks|looped_jax)/[\w/]+\.\w+)\b", text):
         assert (ROOT / path).exists() or "my_" in path, path
 
 

@@ -65,8 +65,20 @@ class Evaluations:
             if metrics is None:
                 return None
             line |= metrics
-        for asked in self.asked:
+        if self.asked:
             self._generator.params = params
+            try:
+                answered = self._downstream(stop)
+            finally:
+                self._generator.params = None  # Training lets go of them at its next step.
+            if answered is None:
+                return None
+            line |= answered
+        return line
+
+    def _downstream(self, stop: Callable[[], bool]) -> dict[str, float] | None:
+        found: dict[str, float] = {}
+        for asked in self.asked:
             summary = run_task(
                 asked,
                 self._generator,
@@ -77,5 +89,5 @@ class Evaluations:
             )
             if summary is None:
                 return None
-            line |= scalars(asked.task.name, summary)
-        return line
+            found |= scalars(asked.task.name, summary)
+        return found

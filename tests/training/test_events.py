@@ -1,11 +1,13 @@
 """What is done between steps, and in which order."""
 
+import gc
 import pathlib
 from typing import Any
 
+import jax
 import pytest
 from etils import epath
-from helpers import small_config
+from helpers import small_config, write_pile
 
 from looped_jax.errors import RunError
 from looped_jax.training import trainer
@@ -23,6 +25,29 @@ def test_an_event_is_due_after_every_so_many_steps_and_after_the_last() -> None:
 def evaluated(workdir: pathlib.Path) -> list[dict[str, Any]]:
     lines = read_metrics(epath.Path(workdir))
     return [line for line in lines if any(name.startswith("eval/") for name in line)]
+
+
+def test_what_evaluates_lets_go_of_the_parameters(tmp_path: pathlib.Path) -> None:
+    write_pile(tmp_path / "pile")
+    config = small_config(
+        data__task="text",
+        data__path=str(tmp_path / "pile"),
+        data__length=96,
+        train__steps=1,
+        train__batch_size=8,
+        eval__examples=4,
+        eval__tasks=("text", "varassign_depth0_math"),
+        eval__style="line",
+        eval__shots=0,
+    )
+    job = make_job(config)
+    evaluations = Evaluations(job)
+    before = {id(array) for array in jax.live_arrays()}
+    trainer.train(job, epath.Path(tmp_path / "run"), evaluations)
+    assert len(evaluated(tmp_path / "run")) == 1
+    gc.collect()
+    left = [array.shape for array in jax.live_arrays() if id(array) not in before]
+    assert (259 + 5, 16) not in left, left  # The embedding: bytes, rounded up to a multiple of 8.
 
 
 def test_saving_before_evaluating_loses_no_evaluation(

@@ -59,9 +59,10 @@ class LoopVariant(nn.Module):
 
     Parameters that all loops share are made in `setup`, or in one step that is `nn.compact`;
     those that each loop has for itself by `self.per_loop`, in `enter` or `leave`, made
-    `nn.compact`. ``loop`` counts from 0. `self.make_rng("loop")` in `start` gives a key, in
-    training one that follows from seed and step; elsewhere there is none unless the caller gives
-    one (`self.has_rng("loop")`).
+    `nn.compact`. ``loop`` counts from 0. What is drawn is drawn in `start`, which sees all
+    rows, and carried in `state.extra`: `self.make_rng("loop")` gives a key, in training one that
+    follows from seed and step; when evaluating there is none unless the caller gives one
+    (`self.has_rng("loop")`).
     """
 
     config: ModelConfig
@@ -79,7 +80,7 @@ class LoopVariant(nn.Module):
         return state
 
     def emit(self, state: LoopState, loop: Array) -> Any:
-        """What LoopOutput.emitted has of a loop; None: nothing."""
+        """What LoopOutput.emitted has of a loop, an array [B, …]; None: nothing."""
         return None
 
     def finish(self, state: LoopState, context: LoopContext) -> LoopState:

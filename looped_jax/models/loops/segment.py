@@ -194,6 +194,9 @@ def gathered_once(
     """All loops of a segment whose fsdp-sharded weights are brought together once, in the compute
     dtype, for all of them, and whose gradients are summed over devices once, after all of them.
 
+    Brought together in the compute type are the kernels, which every layer would cast to it: a
+    norm's scale, say, is multiplied in float32 here too.
+
     The price is a copy of the segment's weights on each device, and one of their gradients.
     """
     config, segment = bound.config, bound.segment
@@ -217,8 +220,14 @@ def gathered_once(
     )
     rows = spec_of(("batch",), axes)
 
+    def type_of(path: Any, array: Array) -> Any:
+        is_kernel = jax.tree_util.keystr(path[-1:], simple=True) == "kernel"
+        return config.dtype if is_kernel else array.dtype
+
     def on_device(variables: Any, state: LoopState, context: LoopContext) -> Any:
-        whole = jax.tree.map(lambda p, spec: gather(p.astype(config.dtype), spec), variables, specs)
+        whole = jax.tree_util.tree_map_with_path(
+            lambda path, p, spec: gather(p.astype(type_of(path, p)), spec), variables, specs
+        )
         return run.apply(whole, state, context, method="all_loops")
 
     of_arrays = lambda tree: jax.tree.map(lambda _: rows, tree)  # noqa: E731

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,7 @@ from looped_jax.models.loops import VARIANTS
 from looped_jax.models.loops.base import LoopContext, LoopState, LoopVariant, rows_of
 from looped_jax.models.loops.segment import Wanted
 from looped_jax.models.transformer import batch_forward, check_loops
-from looped_jax.parallel.mesh import put_batch
+from looped_jax.parallel.mesh import make_mesh, mesh_context, put_batch
 from looped_jax.training.job import make_job
 from looped_jax.training.state import init_state, parameter_axes
 from looped_jax.training.train_step import loss_and_grads
@@ -95,9 +96,15 @@ def test_a_variant_equals_a_plain_for_at_any_loop_count(kind: str, loops: int | 
 
 @pytest.mark.parametrize("kind", TOGETHER)
 @pytest.mark.parametrize(
-    "how", [{"unroll": "full"}, {"remat": "layer"}, {"remat": "loop"}], ids=str
+    "how",
+    [
+        {"unroll": "full"},
+        *({"remat": how} for how in ("layer", "loop", "dots")),
+        {"remat": "names", "saved_names": ("query", "mlp_up")},
+    ],
+    ids=str,
 )
-def test_execution_does_not_change_a_variant(how: dict[str, str], kind: str) -> None:
+def test_execution_does_not_change_a_variant(how: dict[str, Any], kind: str) -> None:
     assert_close(value_and_grad(kind, **how), value_and_grad(kind, unroll="none"))
 
 
@@ -232,6 +239,54 @@ def test_a_variant_can_draw_carry_and_emit(monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_allclose(emitted[2] - emitted[0], 2.0, rtol=1e-5)
     final = norm(model.config, "n").apply({"params": params["final_norm"]}, segment.x_BTD[-1] + 1)
     np.testing.assert_allclose(outputs[0].x_BTD, final, rtol=1e-5, atol=1e-5)
+
+
+class Telling(LoopVariant):
+    """Multiplies by a number per loop, carries and says the stream's first entry."""
+
+    def start(self, state: LoopState, context: LoopContext) -> LoopState:
+        return dataclasses.replace(state, extra={"first": state.x_BTD[:, 0, 0]})
+
+    @nn.compact
+    def leave(self, state: LoopState, context: LoopContext, loop: Any) -> LoopState:
+        number = self.per_loop("number", nn.initializers.ones_init(), ())
+        assert number.dtype == jnp.float32
+        x_BTD = state.x_BTD * number.astype(state.x_BTD.dtype)
+        return dataclasses.replace(state, x_BTD=x_BTD, extra={"first": x_BTD[:, 0, 0]})
+
+    def emit(self, state: LoopState, loop: Any) -> Any:
+        return state.extra["first"]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_weights_gathered_once_change_nothing_for_a_variant(
+    monkeypatch: pytest.MonkeyPatch, dtype: Any
+) -> None:
+    monkeypatch.setitem(VARIANTS["injection"], "telling", Telling)
+    config = small_config(mesh__data=1, mesh__fsdp=8)
+    rows = random_rows(rows=8)
+
+    def passed(gather: str) -> Any:
+        model = small_model("2x3", loop=(("injection", "telling"),), gather=gather, dtype=dtype)
+        params = random_params(model)
+
+        def run(params: Any) -> Any:
+            output = batch_forward(model, params, rows, wanted=Wanted(emitted=True))
+            return output.x_BTD, output.segments[0].emitted["injection"]
+
+        with mesh_context(make_mesh(config), config.mesh.rules, dtype):
+            return jax.device_get(jax.jit(run)(params))
+
+    (x_BTD, first_LB), expected = passed("segment"), passed("layer")
+    assert first_LB.shape == (3, 8)
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.15  # Of a stream of 4 or so, 8 bits.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a.astype(float), b.astype(float), rtol=tolerance, atol=tolerance
+        ),
+        (x_BTD, first_LB),
+        expected,
+    )
 
 
 def test_what_a_training_step_draws_follows_from_seed_step_and_part(
