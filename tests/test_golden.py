@@ -21,6 +21,11 @@ def test_a_device_computes_its_share_of_the_model_and_no_more(name: str) -> None
 
 def assert_as_committed(where: str, name: str) -> None:
     expected, found = golden.read_costs()[f"{where}: {name}"], golden.cost(where, name)
+    if where == golden.TOPOLOGY and not golden.same_compiler():
+        # Another TPU compiler may do with less, not with more, in all.
+        for key in ("flops", "wire_bytes", "temporary_bytes"):
+            assert found[key] <= 1.01 * expected[key], key
+        return
     assert set(expected) == set(found)
     for key, value in expected.items():
         # Memory is laid out by heuristics that see the machine; what is computed and sent is not.
