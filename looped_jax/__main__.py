@@ -3,6 +3,8 @@
 import ast
 import pathlib
 
+from looped_jax.config import cli
+
 
 def commands() -> dict[str, str]:
     """Name -> what it does, in a line; read without importing them."""
@@ -14,7 +16,12 @@ def commands() -> dict[str, str]:
     return found
 
 
-if __name__ == "__main__":
+def main(_: dict[str, str]) -> None:
+    """Prints them."""
     print("python -m looped_jax.COMMAND --help tells more\n")
     for name, what in commands().items():
         print(f"  {name:12}{what}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -29,6 +29,24 @@ def test_a_command_helps(name: str, run_module: Callable) -> None:
     assert "--config.KEY=VALUE" in done.stdout
 
 
+@pytest.mark.parametrize("arguments", [[], [".tasks", "--list"], [".main", "--help"]], ids=str)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_enough_is_no_fault(arguments: list[str], unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # As `| head` when it is done.
+    module, *rest = arguments or [""]
+    done = subprocess.run(
+        [sys.executable, "-m", f"looped_jax{module}", *rest],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_training_goes_on_when_nobody_reads_what_it_says(tmp_path: pathlib.Path) -> None:
     (tmp_path / "small.py").write_text(VARIANTS.split("    plans = ")[0] + "    return config\n")
     reader, writer = os.pipe()

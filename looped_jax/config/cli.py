@@ -32,21 +32,16 @@ def run(
     any more; otherwise (training, preparing) it goes on in silence.
     """
     arguments = list(sys.argv if argv is None else argv)
-    if any(argument in HELP for argument in arguments[1:]):
-        print(f"{sys.modules[main.__module__].__doc__}\n{flags.FLAGS.main_module_help()}")
-        if "config" in flags.FLAGS:
-            print(
-                f"  --config.KEY=VALUE: overrides a key of the config, one of\n{reference.plain()}"
-            )
-        else:
-            print("  --config.KEY=VALUE: overrides a key of the run's config, where there is one.")
-        sys.exit(0)
-    if not prints_only:
+    asks_for_help = any(argument in HELP for argument in arguments[1:])
+    if not prints_only and not asks_for_help:
         sys.stdout, sys.stderr = _Unread(sys.stdout), _Unread(sys.stderr)
     # Progress, metrics and errors are ours to print; libraries' notices hide them.
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("jax").setLevel(logging.ERROR)
     try:
+        if asks_for_help:
+            print(_help(main), flush=True)
+            return
         overrides, rest = split_overrides([_expanded(argument) for argument in arguments])
         try:
             extra = flags.FLAGS(rest)[1:]
@@ -55,6 +50,7 @@ def run(
         if extra:
             raise UserError(f"unexpected argument {extra[0]!r}")
         main(overrides)
+        sys.stdout.flush()  # Here a reader that has gone is known for one.
     except UserError as error:
         _exit(f"error: {error}", 2)
     except RunError as error:
@@ -72,6 +68,17 @@ def run(
         _exit("stopped by the error above", 1)
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on from what was saved", 128 + signal.SIGINT)
+
+
+def _help(main: Callable[[dict[str, str]], None]) -> str:
+    """A command's docstring, flags and, where it takes a config, the keys."""
+    said = f"{sys.modules[main.__module__].__doc__}\n{flags.FLAGS.main_module_help()}"
+    if "config" in flags.FLAGS:
+        return (
+            f"{said}\n  --config.KEY=VALUE: overrides a key of the config, one of\n"
+            f"{reference.plain()}"
+        )
+    return f"{said}\n  --config.KEY=VALUE: overrides a key of the run's config, where there is one."
 
 
 class _Unread:
