@@ -125,6 +125,21 @@ MODELS = {
     "input injection, loop embedding": dict(
         model__plan="1x3", loop__injection="add", loop__per_loop="embedding"
     ),
+    "concatenated input, noise, norms on the branch and after loops, QK norm": dict(
+        model__plan="1x1,1x2",
+        model__qk_norm=True,
+        loop__injection="concat",
+        loop__state="noise",
+        loop__norms="branch",
+        loop__last_norm="every_loop",
+    ),
+    "decay, zero state, norms on the stream, another epsilon": dict(
+        model__plan="1x3,1x1",
+        model__norm_eps=1e-5,
+        loop__injection="decay",
+        loop__state="zero",
+        loop__norms="stream",
+    ),
     "running targets, accumulation, rsqrt": dict(
         data__targets="running", train__grad_accumulation=2, optimizer__schedule="rsqrt"
     ),

@@ -113,6 +113,8 @@ class Model:
     mlp: str = key("gelu", "its kind", choices=("gelu", "swiglu", "relu"))
     bias: bool = key(False, "biases in attention and MLP projections")
     norm: str = key("rmsnorm", "normalisation", choices=("rmsnorm", "layernorm", "none"))
+    norm_eps: float = key(1e-6, "added to the variance in a norm", range=Range(0, 1, "low"))
+    qk_norm: bool = key(False, "RMSNorm of each head's queries and keys, before RoPE")
     positions: str = key("rope", "how positions are known", choices=("rope", "learned", "none"))
     rope_theta: float = key(10000.0, "base of RoPE", range=Range(0, 1e30, "low"))
     tied_output: bool = key(True, "output projection = transposed token embedding")
@@ -164,13 +166,30 @@ class Model:
 class Loop:
     """What looped segments do beside passing through their layers (docs/loop_variants.md)"""
 
+    state: str = key(
+        "input",
+        "what a looped segment begins with; noise is drawn anew in every training step",
+        choices=("input", "noise", "zero"),
+    )
     injection: str = key(
-        "none", "add: a segment's input is added before every loop", choices=("none", "add")
+        "none",
+        "how a segment's input enters before every loop: added, by a matrix of both, by a decay",
+        choices=("none", "add", "concat", "decay"),
     )
     per_loop: str = key(
         "none",
         "embedding: a learned vector per loop is added before it",
         choices=("none", "embedding"),
+    )
+    last_norm: str = key(
+        "once",
+        "every_loop: a norm that all loops share ends each of them; it may be the model's last one",
+        choices=("once", "every_loop"),
+    )
+    norms: str = key(
+        "pre",
+        "of all layers: before a block; branch: and on what it adds; stream: and on the sum",
+        choices=("pre", "branch", "stream"),
     )
     beyond_trained: str = key(
         "last",

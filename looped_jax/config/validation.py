@@ -51,6 +51,7 @@ def validate(config: ConfigDict) -> None:
                 )
         if model[key] and model.remat != "names":
             raise UserError(f"config.model.{key} is used by config.model.remat='names' only")
+    _check_loop(config)
     names = [name for name, _ in config.variants]
     if config.variants and not config.comparison.metric:
         raise UserError("config.variants needs config.comparison.metric, e.g. eval/text/loss")
@@ -62,6 +63,21 @@ def validate(config: ConfigDict) -> None:
             )
     for name, overrides in config.variants:
         validate(variant_config(config, name, overrides))
+
+
+def _check_loop(config: ConfigDict) -> None:
+    """UserError for kinds of loops that exclude each other."""
+    loop = config.loop
+    if loop.state != "input" and loop.injection == "none":
+        raise UserError(
+            f"config.loop.state={loop.state!r} forgets a segment's input; it needs a "
+            "config.loop.injection, e.g. 'concat'"
+        )
+    for option, plain in (("norms", "pre"), ("last_norm", "once")):
+        if loop[option] != plain and config.model.norm == "none":
+            raise UserError(
+                f"config.loop.{option}={loop[option]!r} is about norms; config.model.norm is 'none'"
+            )
 
 
 def _check_tuples(config: ConfigDict) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from looped_jax.config import KEYS
 from looped_jax.errors import UserError
 from looped_jax.models.attention_kernels import choose_kernel
 from looped_jax.models.loop_plan import LoopPlan
@@ -26,6 +27,9 @@ class ModelConfig:
     mlp: str = "gelu"
     bias: bool = False
     norm: str = "rmsnorm"
+    norm_eps: float = 1e-6
+    qk_norm: bool = False
+    norms: str = "pre"
     positions: str = "rope"
     rope_theta: float = 10000.0
     tied_output: bool = True
@@ -42,6 +46,11 @@ class ModelConfig:
     backend: Backend = CPU  # What it will run on.
     ids_in_use: int = 0  # Ids from here on pad the vocabulary; 0: none does.
     head_size: int = 0  # 0: d_model / num_heads. The constructions in theory/ need others.
+
+    @property
+    def ends_loops_in_a_norm(self) -> bool:
+        """Whether config.loop.last_norm = every_loop."""
+        return dict(self.loop).get("last_norm") == "every_loop"
 
     @property
     def head_dim(self) -> int:
@@ -71,8 +80,9 @@ class ModelConfig:
             )
         fields = {**model.to_dict(), "max_length": max_length, "backend": backend}
         fields["plan"] = LoopPlan.parse(model.plan)
-        fields["beyond_trained"] = loop.pop("beyond_trained")
-        fields["loop"] = tuple(sorted((k, name) for k, name in loop.items() if name != "none"))
+        fields |= {name: loop.pop(name) for name in ("norms", "beyond_trained")}
+        plain = {option: KEYS[f"loop.{option}"].default for option in loop}
+        fields["loop"] = tuple(sorted((k, name) for k, name in loop.items() if name != plain[k]))
         fields["vocab_size"] = model.vocab_size or 8 * -(-vocab_size // 8)
         fields["ids_in_use"] = vocab_size
         fields["num_kv_heads"] = model.num_kv_heads or model.num_heads

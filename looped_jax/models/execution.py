@@ -55,7 +55,7 @@ class NamedAxes(nn.LogicallyPartitioned):
         return super().unbox(apply_constraint=False)
 
 
-def partitioned(init: Callable[..., Array], *logical_axes: str) -> Callable[..., Any]:
+def partitioned(init: Callable[..., Array], *logical_axes: str | None) -> Callable[..., Any]:
     """An initialiser whose parameter carries logical axis names."""
     return lambda *args: NamedAxes(init(*args), logical_axes)
 

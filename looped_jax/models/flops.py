@@ -1,10 +1,12 @@
 """Model FLOPs, counted from the architecture: 2 per multiply-add of every matrix product.
 
 Attention counts the whole T x T square, as is usual (Chowdhery et al. 2022, appendix B), though
-half of it is masked. Element-wise work is left out. A k⊗L model counts as kL layers.
+half of it is masked. Element-wise work is left out. A k⊗L model counts as kL layers, and what a
+kind of loop multiplies beside them.
 """
 
 from looped_jax.models.config import ModelConfig
+from looped_jax.models.loops import VARIANTS
 
 
 def forward_flops(config: ModelConfig, rows: int, length: int) -> int:
@@ -15,6 +17,11 @@ def forward_flops(config: ModelConfig, rows: int, length: int) -> int:
     attention = 2 * 2 * length * queries  # Scores, and the average of the values.
     mlp = 2 * d * f * (3 if config.mlp == "swiglu" else 2)
     per_token = config.plan.effective_depth * (projections + attention + mlp)
+    for option, name in config.loop:
+        variant = VARIANTS[option][name]
+        for segment in config.plan.segments:
+            if segment.trained_loops > 1:
+                per_token += segment.loops * variant.loop_flops(config) + variant.pass_flops(config)
     return rows * length * (per_token + 2 * d * config.vocab_size)
 
 

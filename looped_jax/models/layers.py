@@ -39,19 +39,43 @@ class LayerInputs(struct.PyTreeNode):
 
     rotation: Rotation
     segment_ids_BT: Array | None = None
+    positions_BT: Array | None = None
     cache: KeyValues | None = None
     seen_BS: Array | None = None
 
 
-def norm(config: ModelConfig, name: str) -> Callable[[Array], Array]:
-    """The configured normalisation over D; statistics in float32."""
+def norm(config: ModelConfig, name: str | None) -> Callable[[Array], Array]:
+    """The configured normalisation over D; statistics in float32. In a `setup` it is named by the
+    attribute, and ``name`` is None."""
     if config.norm == "none":
         return lambda x_BTD: x_BTD
     scale_init = partitioned(nn.initializers.ones_init(), "embed")
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(dtype=config.dtype, scale_init=scale_init, name=name)
+        return nn.RMSNorm(config.norm_eps, config.dtype, scale_init=scale_init, name=name)
     bias_init = partitioned(nn.initializers.zeros_init(), "embed")
-    return nn.LayerNorm(dtype=config.dtype, scale_init=scale_init, bias_init=bias_init, name=name)
+    return nn.LayerNorm(
+        config.norm_eps, config.dtype, scale_init=scale_init, bias_init=bias_init, name=name
+    )
+
+
+def head_norm(config: ModelConfig, name: str) -> Callable[[Array], Array]:
+    """With config.qk_norm, RMSNorm over K of each head, with one scale for all heads; statistics in
+    float32. (The idea is of Henry et al. 2020, arXiv 2010.04245, there with an L2 norm.)"""
+    if not config.qk_norm:
+        return lambda x_BTHK: x_BTHK
+    scale_init = partitioned(nn.initializers.ones_init(), "head_dim")
+    return nn.RMSNorm(config.norm_eps, config.dtype, scale_init=scale_init, name=name)
+
+
+def joined(config: ModelConfig, name: str, x_BTD: Array, branch_BTD: Array) -> Array:
+    """The stream after a block: x + branch; with config.norms = branch, x + norm(branch) (Ouro,
+    arXiv 2510.25741); with stream, norm(x + branch) (Huginn, arXiv 2502.05171)."""
+    if config.norms == "pre":
+        return x_BTD + branch_BTD
+    after = norm(config, f"{name}_out_norm")
+    if config.norms == "branch":
+        return x_BTD + after(branch_BTD)
+    return after(x_BTD + branch_BTD)
 
 
 def rope_angles(config: ModelConfig, positions_BT: Array) -> Rotation:
@@ -102,6 +126,10 @@ class Attention(nn.Module):
         q_BTHK = dense(config, "query", (heads, size))(x_BTD)
         k_BTGK = dense(config, "key", (groups, size))(x_BTD)
         v_BTGK = dense(config, "value", (groups, size))(x_BTD)
+        q_BTHK, k_BTGK = (
+            head_norm(config, "query_norm")(q_BTHK),
+            head_norm(config, "key_norm")(k_BTGK),
+        )
         q_BTHK = placed(config, rope(q_BTHK, inputs.rotation), "query")
         k_BTGK = placed(config, rope(k_BTGK, inputs.rotation), "key")
         v_BTGK = placed(config, v_BTGK, "value")
@@ -142,7 +170,7 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm decoder layer: x + attention(norm(x)), then x + MLP(norm(x))."""
+    """One decoder layer: x + attention(norm(x)), then x + MLP(norm(x)); config.norms adds norms."""
 
     config: ModelConfig
     keep: bool = False
@@ -154,6 +182,7 @@ class Layer(nn.Module):
         config = self.config
         normed_BTD = norm(config, "attention_norm")(x_BTD)
         attended_BTD, kept = Attention(config, self.keep, name="attention")(normed_BTD, inputs, at)
-        x_BTD = x_BTD + attended_BTD
-        x_BTD = x_BTD + MLP(config, name="mlp")(norm(config, "mlp_norm")(x_BTD))
+        x_BTD = joined(config, "attention", x_BTD, attended_BTD)
+        through_BTD = MLP(config, name="mlp")(norm(config, "mlp_norm")(x_BTD))
+        x_BTD = joined(config, "mlp", x_BTD, through_BTD)
         return placed(config, x_BTD, "stream"), kept

@@ -11,7 +11,7 @@ from typing import Any
 
 def layered(names: Sequence[str | None], sizes: Sequence[Any], merge: Any) -> tuple[Any, ...]:
     """What belongs to each axis of a parameter, taken together by [layers, in, out], or [layers, n]
-    for a vector: `head_dim` is one with the heads before it.
+    for a vector: `head_dim` is one with the heads before it, if there are any.
 
     Args:
       names: logical axes, e.g. (layers, embed, heads, head_dim). What each loop has for itself has
@@ -26,7 +26,7 @@ def layered(names: Sequence[str | None], sizes: Sequence[Any], merge: Any) -> tu
         _, size = pairs.pop(0)
         found = [size if found[0] is None else merge(found[0], size)]
     for name, size in pairs:
-        if name == "head_dim":
+        if name == "head_dim" and len(found) > 1:
             found[-1] = merge(found[-1], size)
         else:
             found.append(size)

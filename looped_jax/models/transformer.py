@@ -102,7 +102,7 @@ class LoopedTransformer(nn.Module):
         x_BTD = x_BTD * jnp.asarray(config.d_model**0.5, config.dtype)
         x_BTD = placed(config, x_BTD, "stream")
 
-        inputs = LayerInputs(rope_angles(config, positions_BT), segment_ids_BT)
+        inputs = LayerInputs(rope_angles(config, positions_BT), segment_ids_BT, positions_BT)
         wanted = dataclasses.replace(wanted, kept=inference is not None)
         outputs = []
         for index, segment in enumerate(config.plan.with_loops(loops).segments):
@@ -113,7 +113,9 @@ class LoopedTransformer(nn.Module):
             x_BTD, output = LoopedSegment(config, segment, wanted, name=name)(x_BTD, inputs)
             outputs.append(output)
 
-        x_BTD = norm(config, "final_norm")(x_BTD)
+        ends_in_a_norm = config.ends_loops_in_a_norm and config.plan.segments[-1].trained_loops > 1
+        if not ends_in_a_norm:
+            x_BTD = norm(config, "final_norm")(x_BTD)
         if inference is not None:
             x_BTD = jnp.take_along_axis(x_BTD, inference.last_B[:, None, None], axis=1)
         kernel_VD = (

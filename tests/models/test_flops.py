@@ -31,9 +31,19 @@ def test_counted_flops_agree_with_the_compiler(plan: str, fields: dict[str, Any]
     assert measured(plan, **fields) >= forward_flops(config, 4, 64)
 
 
-@pytest.mark.parametrize("plan", ["2x3", "1x1,1x3,1x1", "6x1"])
-def test_counted_flops_of_a_step_are_the_products_of_the_compiled_step(plan: str) -> None:
-    model = small_model(plan, unroll="none", **SHAPE)
+@pytest.mark.parametrize(
+    ("plan", "loop"),
+    [
+        ("2x3", ()),
+        ("1x1,1x3,1x1", (("injection", "decay"),)),
+        ("6x1", ()),
+        ("1x3", (("injection", "concat"),)),
+    ],
+)
+def test_counted_flops_of_a_step_are_the_products_of_the_compiled_step(
+    plan: str, loop: tuple[tuple[str, str], ...]
+) -> None:
+    model = small_model(plan, unroll="none", loop=loop, **SHAPE)
     rows = random_rows(rows=4, length=64, vocab=512)
     step = jax.jit(lambda params, batch: loss_and_grads(model, params, batch))
     compiled = step.lower(init(model), rows).compile()

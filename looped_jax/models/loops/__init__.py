@@ -7,10 +7,16 @@ looped_jax/config/keys.py.
 from looped_jax.models.loops.base import LoopVariant
 from looped_jax.models.loops.embedding import LoopEmbedding
 from looped_jax.models.loops.injection_add import AddInput
+from looped_jax.models.loops.injection_concat import ConcatInput
+from looped_jax.models.loops.injection_decay import DecayInput
+from looped_jax.models.loops.last_norm import NormEveryLoop
+from looped_jax.models.loops.state import NoiseState, ZeroState
 
-# Option of config.loop -> name -> variant; `none` is the plain loop. They enter a loop in this
-# order and leave it in the reverse order.
+# Option of config.loop -> name -> variant; an option's default is the plain loop. They enter a loop
+# in this order and leave it in the reverse order.
 VARIANTS: dict[str, dict[str, type[LoopVariant]]] = {
-    "injection": {"add": AddInput},
+    "last_norm": {"every_loop": NormEveryLoop},
+    "state": {"noise": NoiseState, "zero": ZeroState},
+    "injection": {"add": AddInput, "concat": ConcatInput, "decay": DecayInput},
     "per_loop": {"embedding": LoopEmbedding},
 }

@@ -2,7 +2,7 @@
 
 A segment k⊗L passes its input x0 through the same k layers L times (models/loops/segment.py):
 
-    state <- start(x0)
+    context <- prepare(x0);  state <- start(x0)
     L times:  state <- enter(state);  state.x <- layers(state.x);  state <- leave(state)
     x <- finish(state)
 
@@ -35,10 +35,12 @@ class LoopState(struct.PyTreeNode):
 
 
 class LoopContext(struct.PyTreeNode):
-    """What is the same in all loops of a segment: its input, and what its layers are given."""
+    """What is the same in all loops of a segment: its input, what its layers are given, and what
+    variants compute once for all loops, arrays [B, …]."""
 
     x0_BTD: Array
     inputs: LayerInputs
+    extra: dict[str, Any] = struct.field(default_factory=dict)
 
 
 class LoopOutput(struct.PyTreeNode):
@@ -67,6 +69,10 @@ class LoopVariant(nn.Module):
 
     config: ModelConfig
 
+    def prepare(self, context: LoopContext) -> LoopContext:
+        """Before all else; what is put in ``context.extra`` all loops see."""
+        return context
+
     def start(self, state: LoopState, context: LoopContext) -> LoopState:
         """Before the first loop; ``state.x_BTD`` is the segment's input."""
         return state
@@ -86,6 +92,16 @@ class LoopVariant(nn.Module):
     def finish(self, state: LoopState, context: LoopContext) -> LoopState:
         """After the last loop."""
         return state
+
+    @classmethod
+    def loop_flops(cls, config: ModelConfig) -> int:
+        """FLOPs of its matrix products in one loop, for one token."""
+        return 0
+
+    @classmethod
+    def pass_flops(cls, config: ModelConfig) -> int:
+        """The same before the first and after the last loop."""
+        return 0
 
     def per_loop(self, name: str, init: Any, shape: tuple[int, ...], *axes: str) -> Array:
         """This loop's own parameter of this shape and these logical axes, float32."""

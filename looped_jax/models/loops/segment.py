@@ -125,6 +125,8 @@ class LoopedSegment(nn.Module):
     def __call__(self, x_BTD: Array, inputs: LayerInputs) -> tuple[Array, LoopOutput]:
         """The stream after all loops, and what was wanted of each, [L, …]."""
         context = LoopContext(x_BTD, inputs)
+        for _, variant in self.variants():
+            context = variant.prepare(context)
         state = self.start(context)
         trains = not self.wanted.kept and not self.is_initializing()
         if self.config.gather == "segment" and trains:
