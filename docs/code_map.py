@@ -23,9 +23,8 @@ def _names(line: str) -> list[str]:
     return line.split(". ", 1)[1].split(":")[0].split(",")
 
 
-def first_sentence(path: pathlib.Path) -> str:
-    """The first paragraph of a module's docstring, up to its first full stop or colon at the end of
-    a line, without markup that would break a table."""
+def first_paragraph(path: pathlib.Path) -> str:
+    """What a module's docstring says first, in one line of a table."""
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     return " ".join(text.split("\n\n")[0].split()).rstrip(":").replace("|", "\\|")
 
@@ -37,12 +36,12 @@ def text() -> str:
         files = PACKAGE.glob("*.py") if not folder else (PACKAGE / folder).rglob("*.py")
         parts += ["", f"### looped_jax/{folder}".rstrip("/"), ""]
         if folder:
-            parts += [first_sentence(PACKAGE / folder / "__init__.py"), ""]
+            parts += [first_paragraph(PACKAGE / folder / "__init__.py"), ""]
         parts += ["| file | |", "|---|---|"]
         for path in sorted(files):
             name = str(path.relative_to(PACKAGE / folder))
             if name != "__init__.py":
-                parts.append(f"| `{name}` | {first_sentence(path)} |")
+                parts.append(f"| `{name}` | {first_paragraph(path)} |")
     return "\n".join(parts) + "\n"
 
 

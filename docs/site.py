@@ -19,10 +19,10 @@ def _name(path: str) -> str:
     return module.replace("/", ".")
 
 
-def _modules() -> dict[str, str]:
-    """Name -> path of every file of the package that defines something."""
+def _modules() -> list[str]:
+    """The names of all files of the package."""
     paths = sorted((ROOT / "looped_jax").rglob("*.py"))
-    return {_name(str(path.relative_to(ROOT))): str(path) for path in paths}
+    return [_name(str(path.relative_to(ROOT))) for path in paths]
 
 
 def on_config(config: Any) -> Any:

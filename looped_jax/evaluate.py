@@ -19,7 +19,7 @@ from absl import flags
 
 from looped_jax.analysis.records import append_evaluation
 from looped_jax.config import cli
-from looped_jax.data.tasks import downstream
+from looped_jax.data.run_data import downstream_names
 from looped_jax.errors import UserError
 from looped_jax.evaluation.downstream import Settings, evaluate_tasks, scalars, table
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
@@ -50,8 +50,7 @@ def main(overrides: dict[str, str]) -> None:
     for loops in counts:
         check_loops(job.model, loops)  # Before anything is read.
     sets = held_out_sets(job, _SPLIT.value)  # UserError if a text is not there.
-    others = tuple(name for name in config.eval.tasks if name != "text")
-    names = downstream.expand(others) if config.data.task == "text" else ()
+    names = downstream_names(config)
     params = run.parameters()
     for loops in counts:
         evaluator = Evaluator(job.model, job.mesh, job.rules, loops)

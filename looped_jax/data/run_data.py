@@ -43,11 +43,19 @@ class RunData(Protocol):
         ...
 
 
+def downstream_names(config: ConfigDict) -> tuple[str, ...]:
+    """The downstream tasks that config.eval.tasks asks of a language model; none of a synthetic
+    run. UserError as downstream.expand."""
+    if config.data.task != "text":
+        return ()
+    return downstream.expand(tuple(name for name in config.eval.tasks if name != "text"))
+
+
 def resolve(config: ConfigDict) -> RunData:
     """The data that config.data, config.eval.tasks and config.prepare.weights describe. The files
     need not be there. UserError as SyntheticData.resolve, TextData.resolve and downstream.expand.
     """
     if config.data.task != "text":
         return SyntheticData.resolve(config)
-    downstream.expand(tuple(name for name in config.eval.tasks if name != "text"))
+    downstream_names(config)
     return TextData.resolve(config)

@@ -126,10 +126,8 @@ class Attention(nn.Module):
         q_BTHK = dense(config, "query", (heads, size))(x_BTD)
         k_BTGK = dense(config, "key", (groups, size))(x_BTD)
         v_BTGK = dense(config, "value", (groups, size))(x_BTD)
-        q_BTHK, k_BTGK = (
-            head_norm(config, "query_norm")(q_BTHK),
-            head_norm(config, "key_norm")(k_BTGK),
-        )
+        q_BTHK = head_norm(config, "query_norm")(q_BTHK)
+        k_BTGK = head_norm(config, "key_norm")(k_BTGK)
         q_BTHK = placed(config, rope(q_BTHK, inputs.rotation), "query")
         k_BTGK = placed(config, rope(k_BTGK, inputs.rotation), "key")
         v_BTGK = placed(config, v_BTGK, "value")

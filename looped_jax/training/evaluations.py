@@ -4,7 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from looped_jax.data.tasks.downstream import TASKS, expand
+from looped_jax.data.run_data import downstream_names
+from looped_jax.data.tasks.downstream import TASKS
 from looped_jax.evaluation.downstream import Settings, ask, run_task, scalars
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
 from looped_jax.inference.generator import Generator
@@ -37,10 +38,9 @@ class Evaluations:
         self.job = job
         config = job.config
         settings = Settings.from_config(config, config.eval.examples)
-        names = tuple(name for name in config.eval.tasks if name != "text")
-        asked = expand(names) if config.data.task == "text" else ()
         self.asked = tuple(
-            ask(TASKS[name], settings, job.data.vocabulary, job.data.length) for name in asked
+            ask(TASKS[name], settings, job.data.vocabulary, job.data.length)
+            for name in downstream_names(config)
         )
 
     @functools.cached_property
