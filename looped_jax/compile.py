@@ -20,8 +20,8 @@ from looped_jax.config import cli, load_experiment
 from looped_jax.cost import compiled, tpu
 from looped_jax.errors import UserError
 from looped_jax.models.attention_kernels import splash_flops
-from looped_jax.models.flops import train_flops
 from looped_jax.training.job import Job, abstract_batch, jitted_train_step, make_job
+from looped_jax.training.loop_counts import mean_counts
 
 _CONFIG = flags.DEFINE_string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
 _TOPOLOGY = flags.DEFINE_string("topology", "", "VERSION:AxB[xC], e.g. v5e:8x8 or v5p:4x4x4.")
@@ -82,12 +82,14 @@ def describe(job: Job, topology: str, slices: int = 1) -> dict[str, Any]:
         - memory.alias_size_in_bytes
     )
     shards = job.mesh.shape["sequence"]
+    counts = mean_counts(job.config)
     cost = compiled.cost(
         program.as_text(),
         lambda call: splash_flops(call.name, [s.dims for s in call.shapes], model, shards),
+        None if counts is None else counts[0] - counts[1],
     )
     roofline = tpu.estimate(cost, chip, device.device_kind)
-    model_flops = train_flops(model, batch_size, model.max_length) / job.mesh.size
+    model_flops = job.mean_step_flops / job.mesh.size
     peak_flops = tpu.PEAK_BF16_FLOPS[device.device_kind]
     return what | {
         "compile_seconds": seconds,

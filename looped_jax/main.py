@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from looped_jax.config import cli, load_experiment, variant_config
 from looped_jax.errors import UserError
-from looped_jax.models.flops import train_flops
 from looped_jax.parallel import distributed
 from looped_jax.training.evaluations import Evaluations
 from looped_jax.training.job import Job, make_job
@@ -57,8 +56,7 @@ def show_comparison(config: ConfigDict, jobs: dict[str, Job], workdir: epath.Pat
     comparison = config.comparison
     runs = []
     for name, job in jobs.items():
-        model = job.model.config
-        flops = train_flops(model, job.config.train.batch_size, model.max_length)
+        flops = job.mean_step_flops
         of_run = (workdir / name, job.config, job.layout.parameter_count, flops)
         runs.append(compare.read_run(name, *of_run, comparison.metric))
     print()

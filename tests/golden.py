@@ -140,6 +140,15 @@ MODELS = {
         loop__state="zero",
         loop__norms="stream",
     ),
+    "drawn loop counts": dict(
+        model__plan="1x1,1x3",
+        loop__injection="add",
+        counts__distribution="lognormal_poisson",
+        counts__by="row",
+        counts__gradient_loops=2,
+        counts__curriculum="linear",
+        counts__curriculum_steps=3,
+    ),
     "running targets, accumulation, rsqrt": dict(
         data__targets="running", train__grad_accumulation=2, optimizer__schedule="rsqrt"
     ),

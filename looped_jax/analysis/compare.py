@@ -32,7 +32,7 @@ class Run:
     name: str
     config: ConfigDict
     parameters: int
-    flops: int  # Of one training step.
+    flops: float  # Of one training step.
     steps: tuple[int, ...]
     values: tuple[float, ...]
     noise: Interval | None  # Of the last value, over what it was measured on.
@@ -52,7 +52,7 @@ class Run:
 
 
 def read_run(
-    name: str, workdir: epath.Path, config: ConfigDict, parameters: int, flops: int, metric: str
+    name: str, workdir: epath.Path, config: ConfigDict, parameters: int, flops: float, metric: str
 ) -> Run:
     """A run with its metric; RunError names the run and the metrics there are."""
     lines = read_metrics(workdir)
@@ -154,7 +154,7 @@ def sentence(runs: list[Run], comparison: ConfigDict) -> str:
     )
 
 
-def _times(value: int, reference: int, of: str) -> str:
+def _times(value: float, reference: float, of: str) -> str:
     """`the FLOPs of`, or how many times as many where they are not alike."""
     ratio = value / reference
     return f"the {of} of" if abs(ratio - 1) < 0.05 else f"{ratio:.2g} times the {of} of"

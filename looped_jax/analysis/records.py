@@ -15,7 +15,6 @@ from looped_jax.data.text import SPLITS
 from looped_jax.errors import UserError
 from looped_jax.evaluation.intervals import Interval
 from looped_jax.evaluation.metric_table import Metric
-from looped_jax.models.flops import train_flops
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.training.checkpoint import saved_steps
 from looped_jax.training.identity import data_identity, measured_on, read_run_file
@@ -84,9 +83,8 @@ class Record:
         return self.job.layout.parameter_count
 
     @property
-    def step_flops(self) -> int:
-        model = self.job.model.config
-        return train_flops(model, self.config.train.batch_size, model.max_length)
+    def step_flops(self) -> float:
+        return self.job.mean_step_flops
 
     @property
     def task(self) -> str:

@@ -199,6 +199,28 @@ class Loop:
 
 
 @dataclasses.dataclass(frozen=True)
+class Counts:
+    """Loops of a training step, and those that gradients go through (docs/loop_variants.md)"""
+
+    distribution: str = key(
+        "fixed",
+        "of a step's loops; their mean is the plan's number, and one more with lognormal_poisson",
+        choices=("fixed", "lognormal_poisson", "poisson", "uniform"),
+    )
+    by: str = key("step", "one number for all rows, or each row its own", choices=("step", "row"))
+    most: int = key(0, "more are not drawn; 0: no bound", range=NOT_NEGATIVE)
+    gradient_loops: int = key(
+        0, "gradients go through the last so many loops only; 0: through all", range=NOT_NEGATIVE
+    )
+    curriculum: str = key(
+        "none",
+        "how the mean rises to the plan's number",
+        choices=("none", "linear", "one_minus_sqrt"),
+    )
+    curriculum_steps: int = key(0, "updates until it has risen", range=Range(0, 10**12))
+
+
+@dataclasses.dataclass(frozen=True)
 class Mesh:
     """Devices by axis; one may be -1, all remaining devices (docs/scale.md)"""
 
@@ -356,6 +378,7 @@ SECTIONS: dict[str, type] = {
     "": Run,
     "model": Model,
     "loop": Loop,
+    "counts": Counts,
     "mesh": Mesh,
     "data": Data,
     "prepare": Prepare,

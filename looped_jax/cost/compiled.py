@@ -202,11 +202,24 @@ def _constant(computation: Computation, name: str) -> int | None:
 def cost(
     hlo: str,
     custom_call_flops: Callable[[Instruction], float] = lambda _: 0.0,
+    trips_of_data: float | None = None,
 ) -> Cost:
-    """Counts a module, with the FLOPs of custom calls from a function."""
+    """Counts a module, with the FLOPs of custom calls from a function.
+
+    ``trips_of_data``: how often a `while` runs whose trip count the module does not tell; without
+    it, ValueError if there is one.
+    """
     computations, entry = parse(hlo)
     total = Cost()
     seen: set[str] = set()
+
+    def trips(caller: Computation, loop: Instruction) -> float:
+        try:
+            return trip_count(computations, caller, loop)
+        except ValueError:
+            if trips_of_data is None:
+                raise
+            return trips_of_data
 
     def visit(name: str, times: float, fused: bool) -> None:
         computation = computations[name]
@@ -231,7 +244,7 @@ def cost(
                 total.hbm_bytes += times * _traffic(computations, computation, instruction)
             runs = times
             if opcode == "while":
-                runs *= trip_count(computations, computation, instruction)
+                runs *= trips(computation, instruction)
             inside = fused or opcode not in ("while", "call", "conditional", "async-start")
             for called in _CALLED.findall(instruction.text):
                 if called in computations and not _is_scalar_function(computations[called]):

@@ -35,6 +35,7 @@ class ModelConfig:
     tied_output: bool = True
     loop: tuple[tuple[str, str], ...] = ()  # Option of config.loop, variant; see models/loops/.
     beyond_trained: str = "last"
+    gradient_loops: int = 0  # Of a pass whose loop counts are data, those with gradients.
     dtype: Any = jnp.float32
     remat: str = "none"
     saved_names: tuple[str, ...] = ()
@@ -65,6 +66,7 @@ class ModelConfig:
         max_length: int,
         backend: Backend = CPU,
         length_shards: int = 1,
+        gradient_loops: int = 0,
     ) -> "ModelConfig":
         """Resolves config.model and config.loop for data with this vocabulary and row length,
         on a kind of device and with rows split over so many of them.
@@ -79,6 +81,7 @@ class ModelConfig:
                 f"{vocab_size}; 0 takes the data's"
             )
         fields = {**model.to_dict(), "max_length": max_length, "backend": backend}
+        fields["gradient_loops"] = gradient_loops
         fields["plan"] = LoopPlan.parse(model.plan)
         fields |= {name: loop.pop(name) for name in ("norms", "beyond_trained")}
         plain = {option: KEYS[f"loop.{option}"].default for option in loop}

@@ -9,25 +9,43 @@ from looped_jax.models.config import ModelConfig
 from looped_jax.models.loops import VARIANTS
 
 
-def forward_flops(config: ModelConfig, rows: int, length: int) -> int:
-    """FLOPs of one forward pass over ``rows`` rows of ``length`` tokens."""
+def _per_token(config: ModelConfig, length: int) -> tuple[float, float]:
+    """Of a forward pass, what the plan's loops take, and the rest."""
     d, f = config.d_model, config.d_ff
     queries, groups = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     projections = 2 * d * (queries + 2 * groups) + 2 * queries * d
     attention = 2 * 2 * length * queries  # Scores, and the average of the values.
     mlp = 2 * d * f * (3 if config.mlp == "swiglu" else 2)
-    per_token = config.plan.effective_depth * (projections + attention + mlp)
-    for option, name in config.loop:
-        variant = VARIANTS[option][name]
-        for segment in config.plan.segments:
-            if segment.trained_loops > 1:
-                per_token += segment.loops * variant.loop_flops(config) + variant.pass_flops(config)
-    return rows * length * (per_token + 2 * d * config.vocab_size)
+    in_loops, rest = 0, 2 * d * config.vocab_size
+    variants = [VARIANTS[option][name] for option, name in config.loop]
+    for segment in config.plan.segments:
+        once = segment.layers * (projections + attention + mlp)
+        if segment.trained_loops == 1:
+            rest += once
+            continue
+        in_loops += segment.loops * (once + sum(v.loop_flops(config) for v in variants))
+        rest += sum(v.pass_flops(config) for v in variants)
+    return in_loops, rest
 
 
-def train_flops(config: ModelConfig, rows: int, length: int) -> int:
+def forward_flops(config: ModelConfig, rows: int, length: int) -> float:
+    """FLOPs of one forward pass over ``rows`` rows of ``length`` tokens."""
+    return rows * length * sum(_per_token(config, length))
+
+
+def train_flops(
+    config: ModelConfig, rows: int, length: int, counts: tuple[float, float] | None = None
+) -> float:
     """FLOPs of one training step: the backward pass takes twice the forward pass.
 
-    Recomputation (`remat`) is not counted: model FLOPs, not hardware FLOPs.
+    ``counts``: loops of a row, and those of them that have a backward pass, where loop counts are
+    data (models/loops/counted.py); None: the plan's, and all. Recomputation (`remat`) is not
+    counted: model FLOPs, not hardware FLOPs.
     """
-    return 3 * forward_flops(config, rows, length)
+    in_loops, rest = _per_token(config, length)
+    passes: float = 3  # Over the plan's loops.
+    if counts is not None:
+        loops, with_gradient = counts
+        (planned,) = (s.loops for s in config.plan.segments if s.trained_loops > 1)
+        passes = (loops + 2 * with_gradient) / planned
+    return rows * length * (passes * in_loops + 3 * rest)

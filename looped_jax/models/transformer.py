@@ -61,6 +61,7 @@ class LoopedTransformer(nn.Module):
         positions_BT: Array | None = None,
         *,
         loops: int | None = None,
+        loops_B: Array | None = None,
         inference: Inference | None = None,
         wanted: Wanted = NOTHING,
     ) -> Output:
@@ -72,6 +73,8 @@ class LoopedTransformer(nn.Module):
             its own document. None: each row is one document.
           positions_BT: int32 position within the document. None: 0, 1, 2, …
           loops: overrides the loop count of looped segments (static).
+          loops_B: int32, the same for each row, as data (models/loops/counted.py): gradients go
+            through the last config.gradient_loops of them.
           inference: see Inference.
           wanted: what Output.segments has of every loop (static).
         """
@@ -110,7 +113,9 @@ class LoopedTransformer(nn.Module):
             if inference is not None and inference.cache is not None:
                 own = inference.cache[index]
                 inputs = inputs.replace(cache=own, seen_BS=inference.seen_BS)
-            x_BTD, output = LoopedSegment(config, segment, wanted, name=name)(x_BTD, inputs)
+            x_BTD, output = LoopedSegment(config, segment, wanted, name=name)(
+                x_BTD, inputs, loops_B
+            )
             outputs.append(output)
 
         ends_in_a_norm = config.ends_loops_in_a_norm and config.plan.segments[-1].trained_loops > 1
@@ -168,6 +173,6 @@ def logits(config: ModelConfig, output: Output) -> Array:
 def batch_forward(
     model: LoopedTransformer, params: Any, batch: Mapping[str, Array], **asked: Any
 ) -> Output:
-    """``forward`` of a batch of rows."""
+    """``forward`` of a batch of rows, with their loop counts if it says any (`loops`)."""
     arguments = (batch["tokens"], batch["segment_ids"], batch["positions"])
-    return forward(model, params, *arguments, **asked)
+    return forward(model, params, *arguments, loops_B=batch.get("loops"), **asked)

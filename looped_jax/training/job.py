@@ -5,6 +5,7 @@ Whatever is wrong with a config is found here, before anything is allocated or w
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +19,12 @@ from looped_jax.data.rows import TRAIN_KEYS
 from looped_jax.data.run_data import RunData, resolve
 from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
+from looped_jax.models.flops import train_flops
+from looped_jax.models.loops.base import PER_LOOP
 from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel.backend import backend_of
 from looped_jax.parallel.mesh import batch_sharding, make_mesh, mesh_context
+from looped_jax.training.loop_counts import LoopCounts, mean_counts
 from looped_jax.training.optimizer import make_optimizer
 from looped_jax.training.regularizer import CosineRegularizer
 from looped_jax.training.stacking import Stage, stages
@@ -36,6 +40,7 @@ class Job:
     data: RunData
     mesh: Mesh
     model: LoopedTransformer
+    counts: LoopCounts | None
     regularizer: CosineRegularizer | None
     optimizer: optax.GradientTransformation
     layout: StateLayout
@@ -44,6 +49,16 @@ class Job:
     @property
     def rules(self) -> Any:
         return self.config.mesh.rules
+
+    def step_flops(self, counts: tuple[float, float] | None) -> float:
+        """Model FLOPs of a training step, see train_flops; ``counts`` of a job that has them."""
+        model = self.model.config
+        return train_flops(model, self.config.train.batch_size, model.max_length, counts)
+
+    @functools.cached_property
+    def mean_step_flops(self) -> float:
+        """The same on average over its steps."""
+        return self.step_flops(mean_counts(self.config))
 
     def context(self) -> contextlib.AbstractContextManager[None]:
         """Where its functions are traced and run."""
@@ -65,6 +80,7 @@ def make_job(
             f"config.mesh.sequence={length_shards} does not divide rows of {data.length} tokens "
             "(config.data.length)"
         )
+    counts = LoopCounts.from_config(config)
     model = LoopedTransformer(
         ModelConfig.from_config(
             config,
@@ -72,12 +88,15 @@ def make_job(
             max_length=data.length,
             backend=backend_of(mesh),
             length_shards=length_shards,
+            gradient_loops=0 if counts is None else counts.with_gradient_at_most,
         )
     )
     regularizer = CosineRegularizer.for_plan(model.config.plan, **config.regularizer)
     optimizer = make_optimizer(config.optimizer, config.train.steps, parameter_axes(model))
     layout = state_layout(model, optimizer, mesh, config.mesh.rules)
-    return Job(config, data, mesh, model, regularizer, optimizer, layout, stages(config))
+    if counts is not None:
+        counts.check(model.config, PER_LOOP in layout.abstract.params)
+    return Job(config, data, mesh, model, counts, regularizer, optimizer, layout, stages(config))
 
 
 def jitted_train_step(job: Job) -> Any:
@@ -91,6 +110,7 @@ def jitted_train_step(job: Job) -> Any:
             train.grad_accumulation,
             job.regularizer,
             job.config.seed,
+            job.counts,
         ),
         donate_argnums=0,
         out_shardings=(job.layout.shardings, None),

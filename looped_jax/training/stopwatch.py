@@ -13,24 +13,27 @@ class Stopwatch:
     goodput.
     """
 
-    def __init__(self, tokens: int, flops: int, peak_flops: float, device: jax.Device):
-        """``tokens`` and model ``flops`` of a step, on all devices, of which ``device`` is one."""
-        self._tokens, self._flops, self._peak, self._device = tokens, flops, peak_flops, device
+    def __init__(self, tokens: int, peak_flops: float, device: jax.Device):
+        """``tokens`` of a step, on all devices, of which ``device`` is one."""
+        self._tokens, self._peak, self._device = tokens, peak_flops, device
         self._begin = time.perf_counter()
         self._since: float | None = None  # When the last step ended, or the watch was restarted.
         self._step = 0
         self._seconds: list[float] = []  # Of the steps since they were last asked for.
+        self._flops = 0.0  # Of the same steps.
         self._in_steps = 0.0
 
     def restart(self, step: int) -> None:
         """Steps up to ``step`` have ended, and something else has been done since."""
         self._since, self._step = time.perf_counter(), step
 
-    def ended(self, step: int) -> None:
-        """``step`` has just ended; told again of the same one, nothing happens."""
+    def ended(self, step: int, flops: float) -> None:
+        """``step``, of so many model FLOPs, has just ended; told again of the same one, nothing
+        happens."""
         if self._since is None or step <= self._step:
             return
         now = time.perf_counter()
+        self._flops += flops * (step - self._step)
         self._seconds += [(now - self._since) / (step - self._step)] * (step - self._step)
         self._in_steps += now - self._since
         self._since, self._step = now, step
@@ -44,14 +47,14 @@ class Stopwatch:
         """
         scalars: dict[str, float] = {}
         if self._seconds:
-            per_second = len(self._seconds) / sum(self._seconds)
+            total = sum(self._seconds)
             ordered = sorted(self._seconds)
-            scalars["perf/tokens_per_second"] = per_second * self._tokens
-            scalars["perf/mfu"] = per_second * self._flops / self._peak
+            scalars["perf/tokens_per_second"] = len(self._seconds) * self._tokens / total
+            scalars["perf/mfu"] = self._flops / total / self._peak
             scalars["perf/step_seconds_p50"] = statistics.median(ordered)
             scalars["perf/step_seconds_p95"] = ordered[int(0.95 * (len(ordered) - 1) + 0.5)]
             scalars["perf/goodput"] = self._in_steps / (time.perf_counter() - self._begin)
-            self._seconds = []
+            self._seconds, self._flops = [], 0.0
         if memory := (self._device.memory_stats() or {}).get("peak_bytes_in_use"):
             scalars["perf/device_memory_gb"] = memory / 1e9
         return scalars

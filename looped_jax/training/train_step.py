@@ -14,6 +14,7 @@ import optax
 
 from looped_jax.models.loss import loss_sums
 from looped_jax.models.transformer import LoopedTransformer, batch_forward
+from looped_jax.training.loop_counts import LoopCounts
 from looped_jax.training.regularizer import CosineRegularizer
 from looped_jax.training.state import TrainState
 
@@ -35,12 +36,13 @@ def loss_sum(
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:
-    """[B, T] -> [parts, B / parts, T]: part i takes every parts-th row, so that the rows of a
+    """[B, …] -> [parts, B / parts, …]: part i takes every parts-th row, so that the rows of a
     device stay on it."""
 
     def split(x_BT: jax.Array) -> jax.Array:
         x_PBT = x_BT.reshape(-1, parts, *x_BT.shape[1:]).swapaxes(0, 1)
-        return nn.with_logical_constraint(x_PBT, (None, "batch", "length"))
+        axes = (None, "batch", "length")
+        return nn.with_logical_constraint(x_PBT, axes[: x_PBT.ndim])
 
     return jax.tree.map(split, batch)
 
@@ -84,12 +86,18 @@ def make_train_step(
     parts: int = 1,
     regularizer: CosineRegularizer | None = None,
     seed: int = 0,
+    counts: LoopCounts | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The function (state, batch) -> (next state, scalars of this step), to be jitted. What a step
     draws follows from ``seed`` and its number."""
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        drawn: Metrics = {}
+        if counts is not None:
+            loops_B = counts(key, state.step, len(batch["tokens"]))
+            loops_B = nn.with_logical_constraint(loops_B, ("batch",))
+            batch, drawn = {**batch, "loops": loops_B}, counts.made(loops_B)
         loss, grads = loss_and_grads(model, state.params, batch, z_loss, parts, key)
         similarity: Metrics = {}
         if regularizer is not None:
@@ -98,7 +106,7 @@ def make_train_step(
             similarity = {f"similarity/{name}": value for name, value in by_group.items()}
             similarity["similarity"] = jnp.mean(jnp.stack(list(by_group.values())))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **similarity}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **drawn, **similarity}
         next_state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

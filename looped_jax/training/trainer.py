@@ -16,7 +16,6 @@ from looped_jax.cost.peak_flops import peak_flops
 from looped_jax.data.pipeline import TrainBatches, announce_epochs, train_batches
 from looped_jax.data.rows import Rows
 from looped_jax.errors import Preempted, RunError
-from looped_jax.models.flops import train_flops
 from looped_jax.parallel import distributed
 from looped_jax.parallel.mesh import local_rows, put_batch
 from looped_jax.training.checkpoint import Checkpointer, start_from
@@ -91,7 +90,6 @@ def _begin(
     if (said := announce_epochs(source, config)) and distributed.is_first():
         print(said, file=sys.stderr)
     length = job.model.config.max_length
-    flops = train_flops(job.model.config, size, length)
     device = job.mesh.local_devices[0]
     return _Run(
         job=job,
@@ -104,7 +102,7 @@ def _begin(
         checkpointer=checkpointer,
         metrics=metrics,
         run_file=RunFile(workdir, start, step) if writes else None,
-        watch=Stopwatch(size * length, flops, peak_flops(device) * job.mesh.size, device),
+        watch=Stopwatch(size * length, peak_flops(device) * job.mesh.size, device),
         profile=ProfileOnSignal(workdir),
         stop=stop,
     )
@@ -272,4 +270,11 @@ class _Run:
                     f"{self.checkpointer.describe_latest()}. To go on: another --workdir with a "
                     f"lower --config.optimizer.learning_rate or --config.optimizer.clip_norm{how}"
                 )
-        self.watch.ended(step)
+        self.watch.ended(step, self._flops(scalars))
+
+    def _flops(self, scalars: Scalars) -> float:
+        """Model FLOPs of a step, which says of itself how many loops it made."""
+        counts = None
+        if self.job.counts is not None:
+            counts = float(scalars["loops"]), float(scalars["gradient_loops"])
+        return self.job.step_flops(counts)

@@ -22,6 +22,8 @@ def get_config():
     config = default_config()
     config.data.task = "group_z7_n4"
     config.model.update(plan="1x2", d_model=16, num_heads=4, d_ff=32)
+    config.loop.update(injection="add", state="noise")  # What is drawn is drawn again.
+    config.counts.update(distribution="lognormal_poisson", by="row", gradient_loops=1)
     config.optimizer.update(name="adamw", learning_rate=1e-2, warmup_steps=4)
     config.train.update(steps=60, batch_size=16, log_every=1)
     config.checkpoint.update(every=7, keep=2)

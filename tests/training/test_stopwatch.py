@@ -14,18 +14,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_steps_are_timed_and_the_rest_lowers_goodput(clock: list[float]) -> None:
-    watch = Stopwatch(tokens=100, flops=50, peak_flops=500.0, device=jax.devices()[0])
+    watch = Stopwatch(tokens=100, peak_flops=500.0, device=jax.devices()[0])
     clock[0] = 10.0  # Ten seconds to restore and compile.
     watch.restart(1)
     for step, seconds in ((2, 1.0), (3, 1.0), (4, 2.0)):
         clock[0] += seconds
-        watch.ended(step)
-        watch.ended(step)
+        watch.ended(step, 40.0 + 10.0 * (step == 4))
+        watch.ended(step, 1e9)
     clock[0] += 6.0  # An evaluation.
     watch.restart(4)
     scalars = watch.scalars()
     assert scalars["perf/tokens_per_second"] == pytest.approx(3 * 100 / 4)
-    assert scalars["perf/mfu"] == pytest.approx(3 * 50 / 4 / 500)
+    assert scalars["perf/mfu"] == pytest.approx(130 / 4 / 500)
     assert scalars["perf/step_seconds_p50"] == 1.0
     assert scalars["perf/step_seconds_p95"] == 2.0
     assert scalars["perf/goodput"] == pytest.approx(4 / 20)
@@ -33,8 +33,8 @@ def test_steps_are_timed_and_the_rest_lowers_goodput(clock: list[float]) -> None
 
 
 def test_steps_that_ended_unseen_share_their_time(clock: list[float]) -> None:
-    watch = Stopwatch(tokens=1, flops=1, peak_flops=1.0, device=jax.devices()[0])
+    watch = Stopwatch(tokens=1, peak_flops=1.0, device=jax.devices()[0])
     watch.restart(0)
     clock[0] = 6.0
-    watch.ended(3)
+    watch.ended(3, 1.0)
     assert watch.scalars()["perf/step_seconds_p50"] == 2.0

@@ -34,13 +34,21 @@ class LoopState(struct.PyTreeNode):
     extra: dict[str, Any] = struct.field(default_factory=dict)
 
 
+class Counts(struct.PyTreeNode):
+    """Loop counts that are data (models/loops/counted.py): int32, of each row and the largest."""
+
+    loops_B: Array
+    longest: Array
+
+
 class LoopContext(struct.PyTreeNode):
-    """What is the same in all loops of a segment: its input, what its layers are given, and what
-    variants compute once for all loops, arrays [B, …]."""
+    """What is the same in all loops of a segment: its input, what its layers are given, what
+    variants compute once for all loops, arrays [B, …], and loop counts if these are data."""
 
     x0_BTD: Array
     inputs: LayerInputs
     extra: dict[str, Any] = struct.field(default_factory=dict)
+    counts: Counts | None = None
 
 
 class LoopOutput(struct.PyTreeNode):
@@ -126,6 +134,15 @@ def rows_of(array_L: Array, loops: int, beyond: str) -> Array:
         )
     more = array_L[-1:] if beyond == "last" else jnp.mean(array_L, axis=0, keepdims=True)
     return jnp.concatenate([array_L, jnp.repeat(more, loops - trained, axis=0)])
+
+
+def row_at(array_L: Array, loop: Array, beyond: str) -> Array:
+    """Row ``loop``, which is data, of ``rows_of``."""
+    trained = len(array_L)
+    row = jax.lax.dynamic_index_in_dim(
+        array_L, jnp.minimum(loop, trained - 1), axis=0, keepdims=False
+    )
+    return row if beyond == "last" else jnp.where(loop < trained, row, jnp.mean(array_L, axis=0))
 
 
 def collections(params: Any) -> dict[str, Any]:

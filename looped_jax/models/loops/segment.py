@@ -13,19 +13,23 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.layers import Array, KeyValues, Layer, LayerInputs
 from looped_jax.models.loop_plan import Segment
 from looped_jax.models.loops import VARIANTS
 from looped_jax.models.loops.base import (
     PER_LOOP,
+    Counts,
     LoopContext,
     LoopOutput,
     LoopState,
     LoopVariant,
     init_keys,
+    row_at,
     rows_of,
 )
+from looped_jax.models.loops.counted import counted_loops
 from looped_jax.parallel.mesh import BATCH_AXES
 from looped_jax.parallel.per_device import gather, per_device, spec_of, split_axes
 
@@ -122,9 +126,15 @@ class LoopedSegment(nn.Module):
         """Option and variant, in the order in which they enter a loop."""
         return [(option, getattr(self, option)) for option in self.options]
 
-    def __call__(self, x_BTD: Array, inputs: LayerInputs) -> tuple[Array, LoopOutput]:
-        """The stream after all loops, and what was wanted of each, [L, …]."""
-        context = LoopContext(x_BTD, inputs)
+    def __call__(
+        self, x_BTD: Array, inputs: LayerInputs, loops_B: Array | None = None
+    ) -> tuple[Array, LoopOutput]:
+        """The stream after all loops, and what was wanted of each, [L, …]. With ``loops_B``, loop
+        counts of the rows that are data, nothing is wanted."""
+        counts = None
+        if loops_B is not None and self.segment.trained_loops > 1:
+            counts = Counts(loops_B, jnp.max(loops_B))
+        context = LoopContext(x_BTD, inputs, counts=counts)
         for _, variant in self.variants():
             context = variant.prepare(context)
         state = self.start(context)
@@ -166,7 +176,9 @@ class LoopedSegment(nn.Module):
         return state, LoopOutput(kept, state.x_BTD if wanted.states else None, emitted)
 
     def all_loops(self, state: LoopState, context: LoopContext) -> tuple[LoopState, LoopOutput]:
-        """L times one_loop."""
+        """L times one_loop, or as often as context.counts says."""
+        if context.counts is not None:
+            return self.counted(state, context, context.counts), LoopOutput()
         _, unroll = unrolled_scans(self.config, self.segment)
         loops, trained = self.segment.loops, self.segment.trained_loops
         run = nn.scan(
@@ -188,6 +200,29 @@ class LoopedSegment(nn.Module):
                 ),
             )
         return run(self, state, jnp.arange(loops), context)
+
+    def counted(self, state: LoopState, context: LoopContext, counts: Counts) -> LoopState:
+        """one_loop as often as ``counts`` say."""
+        config, segment = self.config, self.segment
+        if self.wanted != NOTHING:
+            raise UserError("loop counts that are data leave nothing behind of each loop")
+        _, unroll = unrolled_scans(config, segment)
+        run = LoopedSegment(config, segment, parent=None)
+
+        def step(learned: Any, state: LoopState, loop: Array) -> LoopState:
+            variables, context = learned
+            own = jax.tree.map(
+                lambda array_L: row_at(array_L, loop, config.beyond_trained),
+                variables.get(PER_LOOP, {}),
+            )
+            variables = {"params": variables["params"], PER_LOOP: own}
+            found: Any = run.apply(variables, state, loop, context, method="one_loop")
+            return found[0]
+
+        if config.remat == "loop":
+            step = jax.checkpoint(step, prevent_cse=unroll)
+        learned = (dict(self.variables), context.replace(counts=None))
+        return counted_loops(step, learned, state, counts, config.gradient_loops, unroll)
 
 
 def gathered_once(
@@ -232,7 +267,9 @@ def gathered_once(
         )
         return run.apply(whole, state, context, method="all_loops")
 
-    of_arrays = lambda tree: jax.tree.map(lambda _: rows, tree)  # noqa: E731
+    def of_arrays(tree: Any) -> Any:
+        return jax.tree.map(lambda array: rows if array.ndim else PartitionSpec(), tree)
+
     in_specs = (specs, of_arrays(state), of_arrays(context))
     # What each loop leaves has the loops in front of the rows.
     out_specs = (of_arrays(state), PartitionSpec(None, *rows))
