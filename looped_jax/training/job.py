@@ -22,6 +22,7 @@ from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel.backend import backend_of
 from looped_jax.parallel.mesh import batch_sharding, make_mesh, mesh_context
 from looped_jax.training.optimizer import make_optimizer
+from looped_jax.training.parameter_groups import frozen_parameters
 from looped_jax.training.regularizer import CosineRegularizer
 from looped_jax.training.stacking import Stage, stages
 from looped_jax.training.state import StateLayout, parameter_axes, state_layout
@@ -76,13 +77,14 @@ def make_job(
     )
     regularizer = CosineRegularizer.for_plan(model.config.plan, **config.regularizer)
     optimizer = make_optimizer(config.optimizer, config.train.steps, parameter_axes(model))
-    layout = state_layout(model, optimizer, mesh, config.mesh.rules)
+    averages = bool(config.optimizer.ema)
+    layout = state_layout(model, optimizer, mesh, config.mesh.rules, averages)
     return Job(config, data, mesh, model, regularizer, optimizer, layout, stages(config))
 
 
 def jitted_train_step(job: Job) -> Any:
     """The compiled-to-be function (state, batch) -> (next state, scalars); takes over the state."""
-    train = job.config.train
+    train, optimizer = job.config.train, job.config.optimizer
     return jax.jit(
         make_train_step(
             job.model,
@@ -91,6 +93,8 @@ def jitted_train_step(job: Job) -> Any:
             train.grad_accumulation,
             job.regularizer,
             job.config.seed,
+            frozen_parameters(optimizer, parameter_axes(job.model)),
+            optimizer.ema,
         ),
         donate_argnums=0,
         out_shardings=(job.layout.shardings, None),
