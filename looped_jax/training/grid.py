@@ -71,15 +71,16 @@ def run_name(point: Mapping[str, Any]) -> str:
     """A folder's name that says a point's values, e.g. `plan=2x3_learning_rate=0.003`; `base` for
     a point without any.
 
-    Keys lose their section where the rest tells them apart. In values all but letters, digits and
-    `._+-` becomes `-`. Where that, or cutting at LONGEST characters, loses something, a hash of the
-    values ends the name: points with the same keys and other values have other names.
+    Keys lose their section where no other key of a config ends in the same way. In values all but
+    letters, digits and `._+-` becomes `-`. Where that, or cutting at LONGEST characters, loses
+    something, a hash of the values ends the name: points with the same keys and other values have
+    other names.
     """
     if not point:
         return "base"
-    leaves = [key.rsplit(".", 1)[-1] for key in point]
+    leaves = [key.rsplit(".", 1)[-1] for key in {**config_lib.KEYS, **point}]
     keys = [
-        leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(point, leaves, strict=True)
+        key if leaves.count(key.rsplit(".", 1)[-1]) > 1 else key.rsplit(".", 1)[-1] for key in point
     ]
     texts = [config_lib.to_text(value) for value in point.values()]
     # No plan has hyphens: nothing is lost.
@@ -95,8 +96,5 @@ def runs(
     config: str, points: Iterable[Mapping[str, Any]], base: Mapping[str, Any] | None = None
 ) -> tuple[SweepRun, ...]:
     """A run of the experiment ``config`` for each point, named after it; ``base`` is what all of
-    them override. UserError for a key that is in both."""
-    return tuple(
-        SweepRun(run_name(point), config, merged)
-        for point, merged in ((point, crossed((base or {},), (point,))[0]) for point in points)
-    )
+    them override, where the point does not say otherwise."""
+    return tuple(SweepRun(run_name(point), config, {**(base or {}), **point}) for point in points)

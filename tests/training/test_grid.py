@@ -73,7 +73,8 @@ def test_numbers_are_told_apart_as_they_are(numbers: list[float]) -> None:
 def test_names_say_the_values_and_the_section_only_where_it_is_needed() -> None:
     point = {"model.plan": "1x1,2x2,1x1", "optimizer.learning_rate": 3e-3}
     assert run_name(point) == "plan=1x1-2x2-1x1_learning_rate=0.003"
-    assert run_name({"model.dtype": "a", "x.dtype": "b"}) == "model.dtype=a_x.dtype=b"
+    arm = {"optimizer.name": "muon", "train.batch_size": 8, "model.dtype": "float32"}
+    assert run_name(arm) == "optimizer.name=muon_train.batch_size=8_dtype=float32"
     assert run_name({}) == "base"
     assert re.fullmatch(r"tasks=-a-b--[0-9a-f]{8}", run_name({"eval.tasks": ("a", "b")}))
 
@@ -85,12 +86,16 @@ def test_names_say_the_values_and_the_section_only_where_it_is_needed() -> None:
         (lambda: zipped({"seed": 3}), r"axis seed: 3 is no list of values; for one value: \(3,\)"),
         (lambda: zipped({"a": (1, 2), "b": (1,)}), r"as many values each \(a: 2, b: 1\)"),
         (lambda: crossed([{"a": 1}], [{"b": 1}, {"a": 2}]), "two of the crossed grids set a"),
-        (lambda: runs("x.py", [{"a": 1}], {"a": 2}), "two of the crossed grids set a"),
     ],
 )
 def test_a_grid_that_cannot_be_says_why(make: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_a_point_decides_over_what_all_runs_have() -> None:
+    (run,) = runs("x.py", [{"a": 1}], {"a": 2, "b": 3})
+    assert (run.name, run.config, run.overrides) == ("a=1", "x.py", {"a": 1, "b": 3})
 
 
 SWEEP = """
@@ -110,10 +115,10 @@ def test_a_sweep_file_of_a_grid_has_a_run_for_each_point(tmp_path: pathlib.Path)
     path.write_text(SWEEP)
     loaded = {run.name: config for run, config in load_sweep(str(path), {}).items()}
     assert list(loaded) == [
-        f"plan={plan}_batch_size={size}_learning_rate={rate}"
+        f"plan={plan}_train.batch_size={size}_learning_rate={rate}"
         for plan, size in (("4x1", 32), ("2x2", 64))
         for rate in (0.001, 0.003)
     ]
-    last = loaded["plan=2x2_batch_size=64_learning_rate=0.003"]
+    last = loaded["plan=2x2_train.batch_size=64_learning_rate=0.003"]
     assert (last.model.plan, last.train.batch_size, last.train.steps) == ("2x2", 64, 500)
     assert last.optimizer.learning_rate == 0.003
