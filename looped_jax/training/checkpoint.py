@@ -220,7 +220,8 @@ def start_from(
         wanted = {k: v for k, v in layout.abstract.parts().items() if k in saved}
         state = TrainState(**_arrays(path, meta, wanted))
         if averages and state.average is None:
-            state = state.replace(average=fresh_average(state.params))
+            begin = jax.jit(fresh_average, out_shardings=layout.shardings.average)
+            state = state.replace(average=begin(state.params))
         batches.start_at_row(meta["data"]["rows"])
         return state, f"goes on from {path}: step {meta['step']}, row {meta['data']['rows']:,}"
     name = "average" if saved.get("average") else "params"

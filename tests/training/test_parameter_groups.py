@@ -1,19 +1,23 @@
 """Parameters by their paths: rates of their own, and those that are not trained."""
 
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from helpers import init, random_rows, small_config, small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
 from looped_jax.config import validate
 from looped_jax.cost import compiled
+from looped_jax.data.pipeline import train_batches
 from looped_jax.errors import UserError
 from looped_jax.parallel.mesh import put_batch
+from looped_jax.training.checkpoint import Checkpointer, restore, start_from
 from looped_jax.training.job import Job, abstract_batch, jitted_train_step, make_job
 from looped_jax.training.optimizer import make_optimizer
 from looped_jax.training.parameter_groups import group_rates, matches
@@ -168,6 +172,25 @@ def test_the_regulariser_has_no_gradient_in_what_is_frozen() -> None:
             norms[frozen[0], strength] = float(metrics["grad_norm"])
     assert norms["segment_0", 100] == pytest.approx(norms["segment_0", 0], rel=1e-6)
     assert norms["embed", 100] > 2 * norms["embed", 0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("frozen", [(), FROZEN])
+def test_a_checkpoint_holds_the_state_of_any_optimizer(
+    name: str, frozen: tuple[str, ...], tmp_path: pathlib.Path
+) -> None:
+    config = dict(optimizer__name=name, optimizer__frozen=frozen, optimizer__ema=0.9)
+    job, _, state, _ = trained(1, **config)
+    state = jax.device_put(state, job.layout.shardings)
+    batches = train_batches(job.data, job.config)
+    with Checkpointer(epath.Path(tmp_path), keep=1) as checkpointer:
+        checkpointer.save(4, state, batches, job.config.to_dict())
+    path = epath.Path(tmp_path / "checkpoints" / "4")
+    taken = start_from(path, job.layout, job.optimizer, train_batches(job.data, job.config))
+    assert taken[1].startswith("goes on")
+    for found in (restore(path, job.layout, batches), taken[0]):
+        assert jax.tree.structure(found) == jax.tree.structure(state)
+        jax.tree.map(np.testing.assert_array_equal, found, state)
 
 
 def step_flops(**overrides: Any) -> float:
