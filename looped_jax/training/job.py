@@ -39,6 +39,7 @@ class Job:
     model: LoopedTransformer
     regularizer: CosineRegularizer | None
     optimizer: optax.GradientTransformation
+    frozen: Any  # True for parameters that are not trained; None if all are.
     layout: StateLayout
     stages: tuple[Stage, ...]  # One, unless config.stacking.
 
@@ -76,15 +77,17 @@ def make_job(
         )
     )
     regularizer = CosineRegularizer.for_plan(model.config.plan, **config.regularizer)
-    optimizer = make_optimizer(config.optimizer, config.train.steps, parameter_axes(model))
+    axes = parameter_axes(model)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, axes)
+    frozen = frozen_parameters(config.optimizer, axes)
     averages = bool(config.optimizer.ema)
     layout = state_layout(model, optimizer, mesh, config.mesh.rules, averages)
-    return Job(config, data, mesh, model, regularizer, optimizer, layout, stages(config))
+    return Job(config, data, mesh, model, regularizer, optimizer, frozen, layout, stages(config))
 
 
 def jitted_train_step(job: Job) -> Any:
     """The compiled-to-be function (state, batch) -> (next state, scalars); takes over the state."""
-    train, optimizer = job.config.train, job.config.optimizer
+    train = job.config.train
     return jax.jit(
         make_train_step(
             job.model,
@@ -93,8 +96,8 @@ def jitted_train_step(job: Job) -> Any:
             train.grad_accumulation,
             job.regularizer,
             job.config.seed,
-            frozen_parameters(optimizer, parameter_axes(job.model)),
-            optimizer.ema,
+            job.frozen,
+            job.config.optimizer.ema,
         ),
         donate_argnums=0,
         out_shardings=(job.layout.shardings, None),

@@ -136,7 +136,9 @@ def on_one_device() -> tuple[Any, list[float]]:
     return trained(**MESHES["1"])
 
 
-@pytest.mark.parametrize("name", ["8 data", "8 fsdp", "2 data, 2 fsdp, 2 tensor"])
+@pytest.mark.parametrize(
+    "name", ["8 data", "2 data, 2 fsdp, 2 tensor", "2 fsdp, 2 tensor, 2 sequence"]
+)
 def test_every_mesh_trains_alike_and_momentum_lies_as_its_parameter(
     on_one_device: tuple[Any, list[float]], name: str
 ) -> None:
