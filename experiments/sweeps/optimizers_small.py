@@ -1,7 +1,7 @@
 """AdamW and Muon, looped and not, each at the same three learning rates: p-hop at a laptop's size.
 
-As phop_small.py (two hops over 16 characters, d_model 64), 500 steps. About 10 minutes on 2 CPU
-cores; the evaluations are in the table that the command prints.
+As phop_small.py (two hops over 16 characters, d_model 64), 500 steps, one seed. About 15 minutes on
+2 CPU cores; the evaluations are in the table that the command prints.
 
     python -m looped_jax.sweep --sweep=experiments/sweeps/optimizers_small.py \
         --workdir=runs/optimizers_small
