@@ -16,7 +16,7 @@ CORE = [
     "matplotlib",
     "ml-collections>=1.0",
     "numpy>=1.26",
-    "optax>=0.2.5",
+    "optax>=0.2.6",
     "orbax-checkpoint>=0.11.20",
     "rich",
     "sentencepiece>=0.2",

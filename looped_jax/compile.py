@@ -59,7 +59,7 @@ def describe(job: Job, topology: str, slices: int = 1) -> dict[str, Any]:
         "length": model.max_length,
         "parameters": job.layout.parameter_count,
         "parameter_bytes": _bytes(job.layout.abstract.params),
-        "optimizer_bytes": _bytes(job.layout.abstract.optimizer),
+        "optimizer_bytes": _bytes((job.layout.abstract.optimizer, job.layout.abstract.average)),
         "attention": model.attention,
         "gather": model.gather,
         "remat": model.remat,

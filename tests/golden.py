@@ -152,6 +152,29 @@ MODELS = {
     "running targets, accumulation, rsqrt": dict(
         data__targets="running", train__grad_accumulation=2, optimizer__schedule="rsqrt"
     ),
+    "muon, AdamW's rate, momentum, decay, wsd by the root, an average": dict(
+        model__plan="2x1,1x2",
+        model__tied_output=False,
+        loop__injection="concat",
+        optimizer__name="muon",
+        optimizer__muon_adamw_rate=0.5,
+        optimizer__muon_momentum=0.9,
+        optimizer__weight_decay=0.1,
+        optimizer__schedule="wsd",
+        optimizer__decay_fraction=1.0,
+        optimizer__warmup_steps=1,
+        optimizer__ema=0.9,
+    ),
+    "linear wsd to an end, rates of groups, frozen": dict(
+        model__plan="2x1,1x2",
+        optimizer__schedule="wsd",
+        optimizer__decay_fraction=0.9,
+        optimizer__decay_form="linear",
+        optimizer__final_fraction=0.2,
+        optimizer__warmup_steps=1,
+        optimizer__group_rates=(("segment_*/*/mlp", 2.0), ("segment_0", 0.5)),
+        optimizer__frozen=("embed",),
+    ),
 }
 STEPS = 4
 

@@ -293,18 +293,45 @@ class Prepare:
 class Optimizer:
     """Updates (docs/train.md)"""
 
-    name: str = key("adafactor", "its kind", choices=("adafactor", "adamw", "sgd"))
+    name: str = key("adafactor", "its kind", choices=("adafactor", "adamw", "muon", "sgd"))
     learning_rate: float = key(0.01, "its peak", range=ANY)
-    schedule: str = key("cosine", "after the warm-up", choices=("cosine", "constant", "rsqrt"))
+    group_rates: tuple[Any, ...] = key(
+        (),
+        "((path, factor of the learning rate), …) of parameters, e.g. (('embed', 0.1), "
+        "('segment_*/injection', 0.5)); the first path that fits, `*` being any text",
+    )
+    frozen: tuple[str, ...] = key(
+        (), "paths of parameters that are not trained, e.g. segment_0/layers; `*` is any text"
+    )
+    ema: float = key(
+        0.0,
+        "decay per update of an average of the parameters, evaluated in their place; 0: none",
+        range=Range(0, 1, "high"),
+    )
+    schedule: str = key(
+        "cosine", "after the warm-up", choices=("cosine", "constant", "rsqrt", "wsd")
+    )
+    decay_fraction: float = key(
+        0.2, "wsd: the last so much of all steps decays; before, the peak", range=Range(0, 1)
+    )
+    decay_form: str = key(
+        "sqrt", "wsd: with the progress, or its square root", choices=("linear", "sqrt")
+    )
     warmup_steps: int = key(1000, "of linear warm-up", range=Range(0, 10**12))
     final_fraction: float = key(
-        0.0, "cosine ends at this share of the learning rate", range=Range(0, 1)
+        0.0, "cosine and wsd end at this share of the learning rate", range=Range(0, 1)
     )
     clip_norm: float = key(1.0, "of the global gradient; 0: no clipping", range=ANY)
     weight_decay: float = key(0.0, "not applied to norms, biases and embeddings", range=ANY)
     b1: float = key(0.9, "AdamW's", range=Range(0, 1, "high"))
     b2: float = key(0.95, "AdamW's", range=Range(0, 1, "high"))
     eps: float = key(1e-8, "AdamW's", range=Range(0, 1, "low"))
+    muon_momentum: float = key(0.95, "Muon's, Nesterov's form", range=Range(0, 1, "high"))
+    muon_adamw_rate: float = key(
+        1.0,
+        "muon: factor of the learning rate of what AdamW trains, all but the hidden matrices",
+        range=ANY,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,10 +103,15 @@ def _check_tuples(config: ConfigDict) -> None:
     def is_name(item: Any) -> bool:
         return isinstance(item, str)
 
+    def is_pattern(item: Any) -> bool:
+        return isinstance(item, str) and bool(item)
+
     forms = {
         "variants": (is_variant, '(name, ((key, value), …)), e.g. ("a", (("model.plan", "1x2"),))'),
         "mesh.rules": (is_rule, '(logical axis, mesh axis), e.g. ("embed", "fsdp")'),
         "prepare.weights": (is_weight, "(component, copies), e.g. ('ArXiv', 2.0)"),
+        "optimizer.group_rates": (is_weight, "(a parameter's path, factor), e.g. ('embed', 0.1)"),
+        "optimizer.frozen": (is_pattern, "a parameter's path, e.g. 'segment_0/layers'"),
         "eval.tasks": (is_name, "the name of a task"),
         "model.saved_names": (is_name, "a name"),
         "model.offloaded_names": (is_name, "a name"),
@@ -115,7 +120,7 @@ def _check_tuples(config: ConfigDict) -> None:
         for item in get_key(config, key):
             if not fits(item):
                 raise UserError(f"config.{key}: {item!r} is not {form}")
-    for key in ("variants", "prepare.weights"):
+    for key in ("variants", "prepare.weights", "optimizer.group_rates"):
         names = [name for name, _ in get_key(config, key)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"config.{key}: {twice[0]!r} is there twice; two have the same name")

@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
 from etils import epath
@@ -25,9 +24,10 @@ from looped_jax.data.pipeline import TrainBatches
 from looped_jax.errors import RunError, UserError
 from looped_jax.models.format import MODEL_FORMAT
 from looped_jax.parallel import distributed
+from looped_jax.training.average import fresh_average
 from looped_jax.training.checksums import checksums
 from looped_jax.training.identity import code_version
-from looped_jax.training.state import StateLayout, TrainState
+from looped_jax.training.state import StateLayout, TrainState, first_state
 
 
 class Checkpointer:
@@ -93,7 +93,7 @@ class Checkpointer:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
+                    state=ocp.args.StandardSave(state.parts()), meta=ocp.args.JsonSave(meta)
                 ),
                 force=True,
             )
@@ -179,14 +179,21 @@ def restore(path: epath.Path, layout: StateLayout, batches: TrainBatches) -> Tra
     """
     meta = read_meta(path)
     batches.check_same(meta["data"])
-    state = TrainState(**_arrays(path, meta, vars(layout.abstract)))
+    state = TrainState(**_arrays(path, meta, layout.abstract.parts()))
     batches.set_state(meta["data"])
     return state
 
 
 def read_params(path: epath.Path, layout: StateLayout) -> Any:
-    """The parameters alone, onto this mesh; errors as in ``restore``."""
-    return _arrays(path, read_meta(path), {"params": layout.abstract.params})["params"]
+    """The parameters alone, onto this mesh, or their average where the run keeps one; errors as in
+    ``restore``."""
+    name = evaluated_part(layout)
+    return _arrays(path, read_meta(path), {name: layout.abstract.params})[name]
+
+
+def evaluated_part(layout: StateLayout) -> str:
+    """The part of a state that stands for the model."""
+    return "params" if layout.abstract.average is None else "average"
 
 
 def start_from(
@@ -199,24 +206,31 @@ def start_from(
 
     With the same data and an optimizer of the same form everything goes on: steps, moments, and
     ``batches`` at the first row that was not read, whatever the batch sizes. Otherwise the
-    parameters alone are taken: fine-tuning. UserError for another model or vocabulary.
+    parameters alone are taken, their average where the other run kept one: fine-tuning. An average
+    that the other run did not keep begins as the parameters. UserError for another model or
+    vocabulary.
     """
-    meta = read_meta(path)
+    meta, saved = read_meta(path), _saved(path)
     batches.check_same_vocabulary(meta["data"])
+    averages = layout.abstract.average is not None
     other = [] if batches.has_same_data(meta["data"]) else ["data"]
-    if _shapes(_saved(path)["optimizer"]) != _shapes(layout.abstract.optimizer):
+    if _shapes(saved["optimizer"]) != _shapes(layout.abstract.optimizer):
         other.append("optimizer")
     if not other:
-        state = TrainState(**_arrays(path, meta, vars(layout.abstract)))
+        wanted = {k: v for k, v in layout.abstract.parts().items() if k in saved}
+        state = TrainState(**_arrays(path, meta, wanted))
+        if averages and state.average is None:
+            begin = jax.jit(fresh_average, out_shardings=layout.shardings.average)
+            state = state.replace(average=begin(state.params))
         batches.start_at_row(meta["data"]["rows"])
         return state, f"goes on from {path}: step {meta['step']}, row {meta['data']['rows']:,}"
-    params = _arrays(path, meta, {"params": layout.abstract.params})["params"]
+    name = "average" if saved.get("average") else "params"
+    params = _arrays(path, meta, {name: layout.abstract.params})[name]
     state = jax.jit(
-        lambda params: TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)),
-        out_shardings=layout.shardings,
+        lambda params: first_state(params, optimizer, averages), out_shardings=layout.shardings
     )(params)
-    of = " and ".join(other)
-    return state, f"the parameters of {path}, with other {of}: step and rows count from 0"
+    of, taken = " and ".join(other), "averaged parameters" if name == "average" else "parameters"
+    return state, f"the {taken} of {path}, with other {of}: step and rows count from 0"
 
 
 def _arrays(path: epath.Path, meta: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:

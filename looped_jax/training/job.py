@@ -26,6 +26,7 @@ from looped_jax.parallel.backend import backend_of
 from looped_jax.parallel.mesh import batch_sharding, make_mesh, mesh_context
 from looped_jax.training.loop_counts import LoopCounts, mean_counts
 from looped_jax.training.optimizer import make_optimizer
+from looped_jax.training.parameter_groups import frozen_parameters
 from looped_jax.training.regularizer import CosineRegularizer
 from looped_jax.training.stacking import Stage, stages
 from looped_jax.training.state import StateLayout, parameter_axes, state_layout
@@ -43,6 +44,7 @@ class Job:
     counts: LoopCounts | None
     regularizer: CosineRegularizer | None
     optimizer: optax.GradientTransformation
+    frozen: Any  # True for parameters that are not trained; None if all are.
     layout: StateLayout
     stages: tuple[Stage, ...]  # One, unless config.stacking.
 
@@ -92,11 +94,25 @@ def make_job(
         )
     )
     regularizer = CosineRegularizer.for_plan(model.config.plan, **config.regularizer)
-    optimizer = make_optimizer(config.optimizer, config.train.steps, parameter_axes(model))
-    layout = state_layout(model, optimizer, mesh, config.mesh.rules)
+    axes = parameter_axes(model)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, axes)
+    frozen = frozen_parameters(config.optimizer, axes)
+    averages = bool(config.optimizer.ema)
+    layout = state_layout(model, optimizer, mesh, config.mesh.rules, averages)
     if counts is not None:
         counts.check(model.config, PER_LOOP in layout.abstract.params)
-    return Job(config, data, mesh, model, counts, regularizer, optimizer, layout, stages(config))
+    return Job(
+        config=config,
+        data=data,
+        mesh=mesh,
+        model=model,
+        counts=counts,
+        regularizer=regularizer,
+        optimizer=optimizer,
+        frozen=frozen,
+        layout=layout,
+        stages=stages(config),
+    )
 
 
 def jitted_train_step(job: Job) -> Any:
@@ -110,7 +126,9 @@ def jitted_train_step(job: Job) -> Any:
             train.grad_accumulation,
             job.regularizer,
             job.config.seed,
-            job.counts,
+            counts=job.counts,
+            frozen=job.frozen,
+            ema=job.config.optimizer.ema,
         ),
         donate_argnums=0,
         out_shardings=(job.layout.shardings, None),

@@ -1,7 +1,8 @@
-"""The optimizer: clipping -> Adafactor, AdamW or SGD -> weight decay -> learning rate.
+"""The optimizer: clipping -> Adafactor, AdamW, Muon or SGD -> weight decay -> learning rate.
 
 Weight decay is decoupled and scaled by the learning rate for every optimizer (AdamW's rule):
-p <- p - lr * (update + weight_decay * p).
+p <- p - lr * (update + weight_decay * p). A group's factor is one of the learning rate, so it
+scales both.
 """
 
 from typing import Any
@@ -11,6 +12,12 @@ import optax
 from ml_collections import ConfigDict
 
 from looped_jax.models.matrices import layered_shape
+from looped_jax.training.muon import matrix_axes, muon
+from looped_jax.training.parameter_groups import (
+    frozen_parameters,
+    group_rates,
+    map_parameters,
+)
 from looped_jax.training.schedule import learning_rate
 
 
@@ -60,7 +67,41 @@ def make_optimizer(optimizer: ConfigDict, steps: int, axes: Any) -> optax.Gradie
     Adafactor (Shazeer and Stern 2018) as the paper uses it: an explicit schedule, steps relative
     to the size of each parameter, no momentum. Statistics, clipping and size are those of one
     layer's matrix, however layers are stored, as in T5X.
+
+    Frozen parameters have no state and no update, and count in no norm. UserError for a pattern of
+    parameters that chooses none.
     """
+    rates = _rates(optimizer, axes)
+    frozen = frozen_parameters(optimizer, axes)
+    if frozen is None:
+        return _of_trained(optimizer, steps, axes, rates)
+
+    def trained(tree: Any) -> Any:
+        return jax.tree.map(lambda held, of: optax.MaskedNode() if held else of, frozen, tree)
+
+    return optax.partition(
+        {
+            "trained": _of_trained(optimizer, steps, trained(axes), trained(rates)),
+            "frozen": optax.set_to_zero(),
+        },
+        jax.tree.map(lambda held: "frozen" if held else "trained", frozen),
+    )
+
+
+def _rates(optimizer: ConfigDict, axes: Any) -> Any:
+    """The factor of the learning rate of each parameter."""
+    rates = group_rates(optimizer, axes)
+    if optimizer.name != "muon":
+        return rates
+    of_adamw = optimizer.muon_adamw_rate
+    by_kind = map_parameters(lambda *of: 1.0 if matrix_axes(*of) else of_adamw, axes)
+    return jax.tree.map(lambda a, b: a * b, rates, by_kind)
+
+
+def _of_trained(
+    optimizer: ConfigDict, steps: int, axes: Any, rates: Any
+) -> optax.GradientTransformation:
+    """``make_optimizer``'s, of the parameters that are trained: both trees lack the others."""
     parts = []
     if optimizer.clip_norm:
         parts.append(optax.clip_by_global_norm(optimizer.clip_norm))
@@ -73,7 +114,13 @@ def make_optimizer(optimizer: ConfigDict, steps: int, axes: Any) -> optax.Gradie
         parts.append(layer_by_layer(adafactor, axes))
     elif optimizer.name == "adamw":
         parts.append(optax.scale_by_adam(b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps))
+    elif optimizer.name == "muon":
+        parts.append(muon(optimizer, axes))
     if optimizer.weight_decay:
         parts.append(optax.add_decayed_weights(optimizer.weight_decay, mask=decays))
     parts.append(optax.scale_by_learning_rate(learning_rate(optimizer, steps)))
+    if any(rate != 1.0 for rate in jax.tree.leaves(rates)):
+        parts.append(
+            optax.stateless(lambda updates, _: jax.tree.map(lambda u, r: r * u, updates, rates))
+        )
     return optax.chain(*parts)

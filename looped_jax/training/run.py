@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from looped_jax import config as config_lib
 from looped_jax.data.pipeline import check_same_vocabulary
 from looped_jax.errors import UserError
-from looped_jax.training.checkpoint import read_meta, read_params, saved_steps
+from looped_jax.training.checkpoint import evaluated_part, read_meta, read_params, saved_steps
 from looped_jax.training.job import Job, make_job
 from looped_jax.training.stacking import stage_at
 
@@ -44,8 +44,8 @@ class OpenRun:
         return meta
 
     def parameters(self) -> Any:
-        """The checkpoint's parameters, without its optimizer; UserError and RunError as
-        training/checkpoint.py."""
+        """The checkpoint's parameters, or their average (config.optimizer.ema), without its
+        optimizer; UserError and RunError as training/checkpoint.py."""
         _ = self.meta  # Refused before anything large is read.
         return read_params(self.checkpoint, self.job.layout)
 
@@ -57,7 +57,8 @@ class OpenRun:
     def identity(self, loops: int | None = None) -> str:
         """Equal for equal answers: of the parameters' content, the numerics, what was overridden
         and the loop count."""
-        sums = {k: v for k, v in self.meta["checksums"].items() if k.startswith("params/")}
+        part = f"{evaluated_part(self.job.layout)}/"
+        sums = {k: v for k, v in self.meta["checksums"].items() if k.startswith(part)}
         known = [sums, self.meta["format"], self.changed_model, loops]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 

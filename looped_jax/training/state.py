@@ -14,6 +14,7 @@ from looped_jax.models.loops.base import init_keys, parameters
 from looped_jax.models.matrices import layered, layered_shape
 from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel.mesh import parameter_shardings, replicated
+from looped_jax.training.average import fresh_average
 
 
 class TrainState(struct.PyTreeNode):
@@ -22,6 +23,16 @@ class TrainState(struct.PyTreeNode):
     step: Any  # int32 [], updates made.
     params: Any
     optimizer: Any
+    average: Any = None  # Of the parameters, with config.optimizer.ema.
+
+    @property
+    def evaluated(self) -> Any:
+        """The parameters that stand for the model."""
+        return self.params if self.average is None else self.average
+
+    def parts(self) -> dict[str, Any]:
+        """Name -> tree of what there is of it, as a checkpoint holds it."""
+        return {name: part for name, part in vars(self).items() if part is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +44,25 @@ class StateLayout:
 
     @property
     def parameter_count(self) -> int:
-        """Number of trained scalars."""
+        """Number of scalars of the model."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract.params))
 
 
-def _fresh(
-    model: LoopedTransformer, optimizer: optax.GradientTransformation, seed: int
+def first_state(
+    params: Any, optimizer: optax.GradientTransformation, averages: bool = False
 ) -> TrainState:
-    params = nn.unbox(_boxed(model, seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    """The state before any update of these parameters."""
+    average = fresh_average(params) if averages else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+
+
+def _fresh(
+    model: LoopedTransformer,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    averages: bool = False,
+) -> TrainState:
+    return first_state(nn.unbox(_boxed(model, seed)), optimizer, averages)
 
 
 def _boxed(model: LoopedTransformer, seed: int) -> Any:
@@ -57,10 +78,17 @@ def parameter_axes(model: LoopedTransformer) -> Any:
 
 
 def state_layout(
-    model: LoopedTransformer, optimizer: optax.GradientTransformation, mesh: Mesh, rules: Any
+    model: LoopedTransformer,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: Any,
+    averages: bool = False,
 ) -> StateLayout:
-    """Computes shapes and shardings; nothing is allocated. UserError as parameter_shardings."""
-    state = jax.eval_shape(lambda: _fresh(model, optimizer, 0))
+    """Computes shapes and shardings; nothing is allocated. UserError as parameter_shardings.
+
+    ``averages``: with an average of the parameters.
+    """
+    state = jax.eval_shape(lambda: _fresh(model, optimizer, 0, averages))
     params = parameter_shardings(jax.eval_shape(lambda: _boxed(model, 0)), mesh, rules)
     shardings = TrainState(
         step=replicated(mesh),
@@ -68,6 +96,7 @@ def state_layout(
         optimizer=_optimizer_shardings(
             state.optimizer, state.params, parameter_axes(model), params, mesh
         ),
+        average=params if averages else None,
     )
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -102,7 +131,8 @@ def _optimizer_shardings(
 
     def of(path: Any, array: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path)
-        of_parameter = next((forms[known] for known in forms if known in name), [])
+        # The longest: one parameter's path may end another's.
+        of_parameter = forms.get(max((k for k in forms if k in name), key=len, default=""), [])
         for shape, spec in of_parameter:
             if array.shape == shape:
                 return NamedSharding(mesh, PartitionSpec(*spec))
@@ -121,4 +151,6 @@ def init_state(
     layout: StateLayout,
 ) -> TrainState:
     """A fresh state, each device computing its own shards; the values follow from ``seed``."""
-    return jax.jit(lambda: _fresh(model, optimizer, seed), out_shardings=layout.shardings)()
+    averages = layout.abstract.average is not None
+    make = lambda: _fresh(model, optimizer, seed, averages)  # noqa: E731
+    return jax.jit(make, out_shardings=layout.shardings)()

@@ -14,7 +14,9 @@ import optax
 
 from looped_jax.models.loss import loss_sums
 from looped_jax.models.transformer import LoopedTransformer, batch_forward
+from looped_jax.training.average import averaged
 from looped_jax.training.loop_counts import LoopCounts
+from looped_jax.training.parameter_groups import held
 from looped_jax.training.regularizer import CosineRegularizer
 from looped_jax.training.state import TrainState
 
@@ -54,16 +56,18 @@ def loss_and_grads(
     z_loss: float = 0.0,
     parts: int = 1,
     key: jax.Array | None = None,
+    frozen: Any = None,
 ) -> tuple[jax.Array, Any]:
     """Mean cross-entropy and the gradient of the whole loss, in ``parts`` passes over the batch.
 
-    ``key``: for loops that draw; each part has one of its own.
+    ``key``: for loops that draw; each part has one of its own. ``frozen``: True for parameters
+    whose gradient is not computed; it is 0.
     """
     total = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
 
     def part_loss(params: Any, part: Batch, number: Any = 0) -> tuple[jax.Array, jax.Array]:
         own = None if key is None else jax.random.fold_in(key, number)
-        loss, xent = loss_sum(model, params, part, z_loss, own)
+        loss, xent = loss_sum(model, held(params, frozen), part, z_loss, own)
         return loss / total, xent / total
 
     value_and_grad = jax.value_and_grad(part_loss, has_aux=True)
@@ -87,9 +91,12 @@ def make_train_step(
     regularizer: CosineRegularizer | None = None,
     seed: int = 0,
     counts: LoopCounts | None = None,
+    frozen: Any = None,
+    ema: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The function (state, batch) -> (next state, scalars of this step), to be jitted. What a step
-    draws follows from ``seed`` and its number."""
+    draws follows from ``seed`` and its number. ``frozen``: as in ``loss_and_grads``; ``ema``: the
+    decay of the state's average, if it has one."""
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -98,20 +105,20 @@ def make_train_step(
             loops_B = counts(key, state.step, len(batch["tokens"]))
             loops_B = nn.with_logical_constraint(loops_B, ("batch",))
             batch, drawn = {**batch, "loops": loops_B}, counts.made(loops_B)
-        loss, grads = loss_and_grads(model, state.params, batch, z_loss, parts, key)
+        loss, grads = loss_and_grads(model, state.params, batch, z_loss, parts, key, frozen)
         similarity: Metrics = {}
         if regularizer is not None:
-            of_penalty, by_group = jax.grad(regularizer, has_aux=True)(state.params)
+            of_penalty, by_group = jax.grad(
+                lambda params: regularizer(held(params, frozen)), has_aux=True
+            )(state.params)
             grads = jax.tree.map(jnp.add, grads, of_penalty)
             similarity = {f"similarity/{name}": value for name, value in by_group.items()}
             similarity["similarity"] = jnp.mean(jnp.stack(list(by_group.values())))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **drawn, **similarity}
-        next_state = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            optimizer=optimizer_state,
-        )
+        step, params = state.step + 1, optax.apply_updates(state.params, updates)
+        average = averaged(state.average, params, step, ema) if ema else None
+        next_state = TrainState(step, params, optimizer_state, average)
         return next_state, metrics
 
     return train_step

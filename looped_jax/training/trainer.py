@@ -233,7 +233,7 @@ class _Run:
         # After SIGTERM there is no time for it: the resumed run does it first.
         if self.metrics.evaluated(self.step) or self.stop.poll():
             return False
-        line = self.evaluations.measure(self.state.params, self.stop.poll)
+        line = self.evaluations.measure(self.state.evaluated, self.stop.poll)
         if line is not None:
             self.metrics.write(self.step, line)
         return line is not None

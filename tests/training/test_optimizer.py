@@ -23,7 +23,11 @@ def optimizer_config(**overrides: Any) -> Any:
     return small_config(**{f"optimizer__{k}": v for k, v in overrides.items()}).optimizer
 
 
-@given(st.integers(1, 50), st.integers(51, 200), st.sampled_from(["cosine", "constant", "rsqrt"]))
+@given(
+    st.integers(1, 50),
+    st.integers(51, 200),
+    st.sampled_from(["cosine", "constant", "rsqrt", "wsd"]),
+)
 def test_the_rate_rises_linearly_to_the_peak_and_never_above(
     warmup: int, steps: int, schedule: str
 ) -> None:
@@ -46,6 +50,37 @@ def test_cosine_rsqrt_and_constant_follow_their_formulas() -> None:
     assert rate(111, schedule="cosine", final_fraction=0.1) == pytest.approx(0.02)
     assert rate(40, schedule="rsqrt") == pytest.approx(0.2 * (10 / 40) ** 0.5)
     assert rate(100, schedule="constant") == pytest.approx(0.2)
+
+
+@given(
+    st.integers(0, 30),
+    st.integers(1, 100),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.sampled_from(["linear", "sqrt"]),
+)
+def test_wsd_is_stable_and_then_decays_to_its_end(
+    warmup: int, steps: int, fraction: float, end: float, form: str
+) -> None:
+    config = optimizer_config(
+        schedule="wsd",
+        learning_rate=0.5,
+        warmup_steps=warmup,
+        decay_fraction=fraction,
+        decay_form=form,
+        final_fraction=end,
+    )
+    schedule = learning_rate(config, steps)
+    # After the warm-up: update s, from 1, is asked for as s - 1; the last one is the one after all.
+    begin = max(1, warmup)
+    decaying = min(round(fraction * steps), max(0, steps - begin))
+    last_stable = max(begin, steps - decaying)
+    for update in range(begin, max(begin, steps) + 1):
+        x = max(0.0, (update - last_stable) / (decaying + 1))
+        shape = x if form == "linear" else x**0.5
+        assert float(schedule(update - 1)) == pytest.approx(0.5 * (1 - (1 - end) * shape), abs=1e-6)
+    if steps >= begin:
+        assert float(schedule(steps)) == pytest.approx(0.5 * end, abs=1e-6)
 
 
 def test_weight_decay_spares_norms_biases_and_embeddings() -> None:
@@ -154,7 +189,7 @@ def regrouped(params: Any, layers: int) -> Any:
     return {**{k: v for k, v in params.items() if k != "segment_0"}, **parts}
 
 
-@pytest.mark.parametrize("name", ["adafactor", "adamw"])
+@pytest.mark.parametrize("name", ["adafactor", "adamw", "muon"])
 def test_training_does_not_depend_on_how_layers_are_stored(name: str) -> None:
     # Wide enough that Adafactor factors, so that a statistic over layers or heads would show.
     width = dict(d_model=128, num_heads=4, num_kv_heads=2, d_ff=128, bias=True)

@@ -58,15 +58,11 @@ def test_what_cannot_be_stacked_is_refused_in_one_line(
         make_job(small_config(**keys))
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw", "muon"])
 def test_growth_copies_parameters_and_optimizer_state_of_the_middle_layer(optimizer: str) -> None:
     # 128 and more: Adafactor factors the second moments of such matrices.
-    config = small_config(
-        model__plan="2x1", model__d_model=128, model__d_ff=128, optimizer__name=optimizer
-    )
-    bigger = small_config(
-        model__plan="3x1", model__d_model=128, model__d_ff=128, optimizer__name=optimizer
-    )
+    both = dict(model__d_model=128, model__d_ff=128, optimizer__name=optimizer, optimizer__ema=0.9)
+    config, bigger = (small_config(model__plan=plan, **both) for plan in ("2x1", "3x1"))
     before, after = make_job(config), make_job(bigger)
     small = init_state(before.model, before.optimizer, 0, before.layout)
     rng = np.random.default_rng(0)
@@ -85,7 +81,8 @@ def test_growth_copies_parameters_and_optimizer_state_of_the_middle_layer(optimi
             changed += 1
             np.testing.assert_array_equal(new, np.asarray(old)[[0, 0, 1]])
     parameters = len(jax.tree.leaves(small.params["segment_0"]))
-    assert changed >= 2 * parameters  # The parameters, and the optimizer's moments of each.
+    # The parameters, their average, and the optimizer's moments of each.
+    assert changed >= 3 * parameters
 
 
 @pytest.fixture(scope="module")
