@@ -181,6 +181,11 @@ class Loop:
         "embedding: a learned vector per loop is added before it",
         choices=("none", "embedding"),
     )
+    gate: str = key(
+        "none",
+        "linear: says after every loop, for each token, how likely it should stop there",
+        choices=("none", "linear"),
+    )
     last_norm: str = key(
         "once",
         "every_loop: a norm that all loops share ends each of them; it may be the model's last one",

@@ -6,6 +6,7 @@ looped_jax/config/keys.py.
 
 from looped_jax.models.loops.base import LoopVariant
 from looped_jax.models.loops.embedding import LoopEmbedding
+from looped_jax.models.loops.gate import LinearGate
 from looped_jax.models.loops.injection_add import AddInput
 from looped_jax.models.loops.injection_concat import ConcatInput
 from looped_jax.models.loops.injection_decay import DecayInput
@@ -19,4 +20,5 @@ VARIANTS: dict[str, dict[str, type[LoopVariant]]] = {
     "state": {"noise": NoiseState, "zero": ZeroState},
     "injection": {"add": AddInput, "concat": ConcatInput, "decay": DecayInput},
     "per_loop": {"embedding": LoopEmbedding},
+    "gate": {"linear": LinearGate},
 }
