@@ -49,9 +49,11 @@ class ModelConfig:
     head_size: int = 0  # 0: d_model / num_heads. The constructions in theory/ need others.
 
     @property
-    def ends_loops_in_a_norm(self) -> bool:
-        """Whether config.loop.last_norm = every_loop."""
-        return dict(self.loop).get("last_norm") == "every_loop"
+    def has_final_norm(self) -> bool:
+        """Whether a norm follows the last segment: not where the plan ends in loops that end in one
+        each (config.loop.last_norm)."""
+        loops_end_in_a_norm = dict(self.loop).get("last_norm") == "every_loop"
+        return not (loops_end_in_a_norm and self.plan.segments[-1].trained_loops > 1)
 
     @property
     def head_dim(self) -> int:

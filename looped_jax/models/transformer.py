@@ -4,7 +4,7 @@ Shapes in names: see models/layers.py.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -48,6 +48,18 @@ class Output(struct.PyTreeNode):
     segments: tuple[LoopOutput, ...]
 
 
+def layer_inputs(
+    config: ModelConfig,
+    tokens_BT: Array,
+    segment_ids_BT: Array | None = None,
+    positions_BT: Array | None = None,
+) -> LayerInputs:
+    """What layers are given of these rows; arguments as LoopedTransformer's."""
+    if positions_BT is None:
+        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    return LayerInputs(rope_angles(config, positions_BT), segment_ids_BT, positions_BT)
+
+
 class LoopedTransformer(nn.Module):
     """Decoder-only transformer whose depth structure is ``config.plan``."""
 
@@ -64,6 +76,7 @@ class LoopedTransformer(nn.Module):
         loops_B: Array | None = None,
         inference: Inference | None = None,
         wanted: Wanted = NOTHING,
+        look: Callable[[Array], Any] | None = None,
     ) -> Output:
         """One pass. `forward`, below, calls it with a tree of parameters.
 
@@ -77,11 +90,11 @@ class LoopedTransformer(nn.Module):
             through the last config.gradient_loops of them.
           inference: see Inference.
           wanted: what Output.segments has of every loop (static).
+          look: of the stream at the end of a looped segment's loop, x_BTD, makes what
+            Output.segments has as `looked`.
         """
         config = self.config
-        if positions_BT is None:
-            positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-
+        inputs = layer_inputs(config, tokens_BT, segment_ids_BT, positions_BT)
         embed = nn.Embed(
             config.vocab_size,
             config.d_model,
@@ -98,14 +111,13 @@ class LoopedTransformer(nn.Module):
                 partitioned(nn.initializers.normal(config.d_model**-0.5), "positions", "embed"),
                 (config.max_length, config.d_model),
             )
-            x_BTD = x_BTD + table_TD.astype(config.dtype)[positions_BT]
+            x_BTD = x_BTD + table_TD.astype(config.dtype)[inputs.positions_BT]
         # As in Vaswani et al. 2017, section 3.4: the residual stream starts at unit scale, or what
         # the first pass adds would bury the token, which a looped block must still read later;
         # the logits of a tied output are of unit scale too.
         x_BTD = x_BTD * jnp.asarray(config.d_model**0.5, config.dtype)
         x_BTD = placed(config, x_BTD, "stream")
 
-        inputs = LayerInputs(rope_angles(config, positions_BT), segment_ids_BT, positions_BT)
         wanted = dataclasses.replace(wanted, kept=inference is not None)
         outputs = []
         for index, segment in enumerate(config.plan.with_loops(loops).segments):
@@ -114,12 +126,11 @@ class LoopedTransformer(nn.Module):
                 own = inference.cache[index]
                 inputs = inputs.replace(cache=own, seen_BS=inference.seen_BS)
             x_BTD, output = LoopedSegment(config, segment, wanted, name=name)(
-                x_BTD, inputs, loops_B
+                x_BTD, inputs, loops_B, look
             )
             outputs.append(output)
 
-        ends_in_a_norm = config.ends_loops_in_a_norm and config.plan.segments[-1].trained_loops > 1
-        if not ends_in_a_norm:
+        if config.has_final_norm:
             x_BTD = norm(config, "final_norm")(x_BTD)
         if inference is not None:
             x_BTD = jnp.take_along_axis(x_BTD, inference.last_B[:, None, None], axis=1)
@@ -127,6 +138,36 @@ class LoopedTransformer(nn.Module):
             embed.embedding if config.tied_output else OutputKernel(config, name="output")().T
         )
         return Output(x_BTD, kernel_VD, tuple(outputs))
+
+
+def read_out(
+    model: LoopedTransformer, params: Any, inputs: LayerInputs, after: int
+) -> Callable[[Array], Array]:
+    """The function of a stream x_BTD which says what the output projection would be applied to, had
+    segment ``after`` ended with this stream: its later segments and final norm."""
+    config = model.config
+    later = range(after + 1, len(config.plan.segments))
+    segments = [LoopedSegment(config, config.plan.segments[i], parent=None) for i in later]
+    last: Any = norm(config, None) if config.has_final_norm else None
+
+    def read(x_BTD: Array) -> Array:
+        found: Any = x_BTD
+        for index, segment in zip(later, segments, strict=True):
+            name = f"segment_{index}"
+            own = {kind: tree[name] for kind, tree in collections(params).items() if name in tree}
+            found, _ = segment.apply(own, found, inputs)
+        if isinstance(last, nn.Module):
+            found = last.apply({"params": params["final_norm"]}, found)
+        return found
+
+    return read
+
+
+def output_kernel(model: LoopedTransformer, params: Any) -> Array:
+    """The output projection kernel_VD, as Output has it."""
+    if model.config.tied_output:
+        return params["embed"]["embedding"]
+    return params["output"]["kernel"].T
 
 
 def check_loops(model: LoopedTransformer, loops: int | None) -> None:

@@ -10,6 +10,7 @@ A variant is a LoopVariant that replaces some of these steps. Shapes in names as
 models/layers.py; L loops.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -43,12 +44,14 @@ class Counts(struct.PyTreeNode):
 
 class LoopContext(struct.PyTreeNode):
     """What is the same in all loops of a segment: its input, what its layers are given, what
-    variants compute once for all loops, arrays [B, …], and loop counts if these are data."""
+    variants compute once for all loops, arrays [B, …], loop counts if these are data, and what
+    looks at the stream at the end of every loop."""
 
     x0_BTD: Array
     inputs: LayerInputs
     extra: dict[str, Any] = struct.field(default_factory=dict)
     counts: Counts | None = None
+    look: Callable[[Array], Any] | None = struct.field(pytree_node=False, default=None)
 
 
 class LoopOutput(struct.PyTreeNode):
@@ -57,11 +60,13 @@ class LoopOutput(struct.PyTreeNode):
     kept: the keys and values of its layers, [k, B, G, T, K] each.
     x_BTD: the residual stream at its end.
     emitted: by option of config.loop what a variant says of the loop (a gate's logit, say).
+    looked: what LoopContext.look made of x_BTD, arrays [B, …].
     """
 
     kept: KeyValues | None = None
     x_BTD: Array | None = None
     emitted: dict[str, Any] = struct.field(default_factory=dict)
+    looked: Any = None
 
 
 class LoopVariant(nn.Module):

@@ -6,6 +6,7 @@ Whatever kind of loop it is, scans, rematerialisation, gathered weights and the 
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -127,19 +128,27 @@ class LoopedSegment(nn.Module):
         return [(option, getattr(self, option)) for option in self.options]
 
     def __call__(
-        self, x_BTD: Array, inputs: LayerInputs, loops_B: Array | None = None
+        self,
+        x_BTD: Array,
+        inputs: LayerInputs,
+        loops_B: Array | None = None,
+        look: Callable[[Array], Any] | None = None,
     ) -> tuple[Array, LoopOutput]:
         """The stream after all loops, and what was wanted of each, [L, …]. With ``loops_B``, loop
-        counts of the rows that are data, nothing is wanted."""
+        counts of the rows that are data, nothing is wanted. ``look``: see LoopContext; a segment
+        that is not looped has none."""
         counts = None
-        if loops_B is not None and self.segment.trained_loops > 1:
+        if self.segment.trained_loops == 1:
+            look = None
+        elif loops_B is not None:
             counts = Counts(loops_B, jnp.max(loops_B))
-        context = LoopContext(x_BTD, inputs, counts=counts)
+        context = LoopContext(x_BTD, inputs, counts=counts, look=look)
         for _, variant in self.variants():
             context = variant.prepare(context)
         state = self.start(context)
         trains = not self.wanted.kept and not self.is_initializing()
         if self.config.gather == "segment" and trains:
+            assert context.look is None, "it closes over weights that are not gathered"
             state, output = gathered_once(self, state, context)
         else:
             state, output = self.all_loops(state, context)
@@ -173,7 +182,8 @@ class LoopedSegment(nn.Module):
         if wanted.emitted:
             found = {option: variant.emit(state, loop) for option, variant in self.variants()}
             emitted = {option: value for option, value in found.items() if value is not None}
-        return state, LoopOutput(kept, state.x_BTD if wanted.states else None, emitted)
+        looked = None if context.look is None else context.look(state.x_BTD)
+        return state, LoopOutput(kept, state.x_BTD if wanted.states else None, emitted, looked)
 
     def all_loops(self, state: LoopState, context: LoopContext) -> tuple[LoopState, LoopOutput]:
         """L times one_loop, or as often as context.counts says."""
@@ -204,7 +214,7 @@ class LoopedSegment(nn.Module):
     def counted(self, state: LoopState, context: LoopContext, counts: Counts) -> LoopState:
         """one_loop as often as ``counts`` say."""
         config, segment = self.config, self.segment
-        if self.wanted != NOTHING:
+        if self.wanted != NOTHING or context.look is not None:
             raise UserError("loop counts that are data leave nothing behind of each loop")
         _, unroll = unrolled_scans(config, segment)
         run = LoopedSegment(config, segment, parent=None)
