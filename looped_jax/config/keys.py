@@ -183,8 +183,9 @@ class Loop:
     )
     gate: str = key(
         "none",
-        "linear: says after every loop, for each token, how likely it should stop there",
-        choices=("none", "linear"),
+        "linear: says after every loop, for each token, how likely it should stop there; act: "
+        "halts tokens and mixes their states",
+        choices=("none", "linear", "act"),
     )
     last_norm: str = key(
         "once",
@@ -200,6 +201,28 @@ class Loop:
         "last",
         "parameters of loops beyond the trained ones: the last one's, the mean of all, or an error",
         choices=("last", "mean", "refuse"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopLoss:
+    """What loops are trained for (docs/loop_variants.md)"""
+
+    kind: str = key(
+        "last",
+        "the last loop's loss; a weighted sum of every loop's; expected: by the gate's probability "
+        "of ending there; gate: the gate alone (freeze the rest); ponder; act",
+        choices=("last", "weighted", "expected", "gate", "ponder", "act"),
+    )
+    weights: tuple[float, ...] = key((), "weighted: one per loop of the plan; (): all the same")
+    beta: float = key(
+        0.05,
+        "of the exits' entropy (expected), their divergence from the prior (ponder), the ponder "
+        "time (act)",
+        range=NOT_NEGATIVE,
+    )
+    prior: float = key(
+        0.2, "ponder: to end after a loop, geometric over loops", range=Range(0, 1, "high")
     )
 
 
@@ -411,6 +434,7 @@ SECTIONS: dict[str, type] = {
     "model": Model,
     "loop": Loop,
     "counts": Counts,
+    "loop_loss": LoopLoss,
     "mesh": Mesh,
     "data": Data,
     "prepare": Prepare,

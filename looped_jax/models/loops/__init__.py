@@ -4,6 +4,7 @@ A new one is a file here, a line in VARIANTS, and its name among the choices of 
 looped_jax/config/keys.py.
 """
 
+from looped_jax.models.loops.act import AdaptiveTime
 from looped_jax.models.loops.base import LoopVariant
 from looped_jax.models.loops.embedding import LoopEmbedding
 from looped_jax.models.loops.gate import LinearGate
@@ -14,11 +15,11 @@ from looped_jax.models.loops.last_norm import NormEveryLoop
 from looped_jax.models.loops.state import NoiseState, ZeroState
 
 # Option of config.loop -> name -> variant; an option's default is the plain loop. They enter a loop
-# in this order and leave it in the reverse order.
+# in this order and leave it in the reverse order; start and finish are in this order.
 VARIANTS: dict[str, dict[str, type[LoopVariant]]] = {
+    "gate": {"linear": LinearGate, "act": AdaptiveTime},
     "last_norm": {"every_loop": NormEveryLoop},
     "state": {"noise": NoiseState, "zero": ZeroState},
     "injection": {"add": AddInput, "concat": ConcatInput, "decay": DecayInput},
     "per_loop": {"embedding": LoopEmbedding},
-    "gate": {"linear": LinearGate},
 }

@@ -163,7 +163,7 @@ class LoopedSegment(nn.Module):
 
     def finish(self, state: LoopState, context: LoopContext) -> Array:
         """x_BTD of the state after the last loop."""
-        for _, variant in reversed(self.variants()):
+        for _, variant in self.variants():
             state = variant.finish(state, context)
         return state.x_BTD
 

@@ -90,7 +90,12 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
             x = jnp.stack([jnp.stack([*map(noise_at, row)]) for row in rows["positions"]])
         if chosen.get("state") == "zero":
             x = 0 * x
+        halted, mixed = (
+            jnp.zeros(x.shape[:2]),
+            0 * x,
+        )  # The sum of a token's halting probabilities, and its mixture.
         for loop in range(segment.loops):
+            before = x
             if chosen.get("injection") == "add":
                 x = x + x0
             if chosen.get("injection") == "concat":
@@ -110,6 +115,15 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
                 x, _ = Layer(config).apply({"params": weights}, x, inputs)
             if chosen.get("last_norm") == "every_loop":
                 x = normed(x, own["last_norm"]["norm"]["scale"])
+            if chosen.get("gate") == "act":
+                p = jax.nn.sigmoid(before @ own["gate"]["weight"] + own["gate"]["bias"])
+                is_last = (loop == segment.loops - 1) | (halted + p > 0.99)
+                x = jnp.where((halted < 1)[..., None], x, before)
+                share = jnp.where(halted < 1, jnp.where(is_last, 1 - halted, p), 0.0)
+                mixed = mixed + share[..., None] * x
+                halted = jnp.where(is_last, 1.0, halted + share)
+        if chosen.get("gate") == "act":
+            x = mixed
         if chosen.get("injection") == "decay":
             x = x @ own["injection"]["output"]
     if chosen.get("last_norm") != "every_loop":
@@ -378,7 +392,7 @@ def test_what_a_training_step_draws_follows_from_seed_step_and_part(
         found = jax.jit(
             lambda p, b: loss_and_grads(model, p, b, parts=parts, key=jax.random.key(key))
         )
-        return float(found(params, twice)[0])
+        return float(found(params, twice)[0]["loss"])
 
     assert loss(0, 1) == loss(0, 1) != loss(1, 1)
     assert np.isfinite(loss(0, 2)) and loss(0, 2) != loss(1, 2)
