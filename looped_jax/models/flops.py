@@ -23,7 +23,8 @@ def _per_token(config: ModelConfig, length: int) -> tuple[float, float]:
         if segment.trained_loops == 1:
             rest += once
             continue
-        in_loops += segment.loops * (once + sum(v.loop_flops(config) for v in variants))
+        added = sum(v.loop_flops(config) + segment.layers * v.layer_flops(config) for v in variants)
+        in_loops += segment.loops * (once + added)
         rest += sum(v.pass_flops(config) for v in variants)
     return in_loops, rest
 

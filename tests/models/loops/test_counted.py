@@ -72,7 +72,7 @@ def by_hand(kind: str, params: Any, loops: int) -> Any:
         if segment.loops == 1:
             x, _ = run.apply(variables(params, index, 0), x, inputs)
             continue
-        first = LoopContext(x, inputs)
+        first = LoopContext(x, inputs, loops)
         context, state = run.apply(variables(params, index, 0), first, method=begun)
         for loop in range(loops):
             cut = jax.lax.stop_gradient if loop < loops - M else lambda tree: tree
