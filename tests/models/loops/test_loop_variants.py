@@ -314,8 +314,8 @@ def one_step(name: str, kind: str) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize(("name", "kind"), in_turn(list(MESHES)[1:]))
 def test_loss_and_gradients_are_the_same_on_every_mesh(name: str, kind: str) -> None:
-    # Gates of layers and lanes that begin at zero leave little to norm: a change of one parameter in
-    # its last bit moves gradients by 1e-4.
+    # Gates of layers leave little to norm in a state of zeros: parameters that change in their last
+    # bits move gradients by 1e-4.
     tolerance = 5e-4 if ("per_loop", "time") in KINDS[kind] else 2e-5
     assert_close(one_step(name, kind), one_step("1", kind), tolerance)
 
