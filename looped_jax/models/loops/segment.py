@@ -110,12 +110,11 @@ class LoopedSegment(nn.Module):
         option's name."""
         chosen = dict(self.config.loop) if self.segment.trained_loops > 1 else {}
         self.options = tuple(option for option in VARIANTS if option in chosen)
-        layer_class = Layer
-        for option in self.options:
-            variant = VARIANTS[option][chosen[option]]
+        variants = {option: VARIANTS[option][chosen[option]] for option in self.options}
+        for option, variant in variants.items():
             setattr(self, option, variant(self.config))
-            if variant.layer_class is not Layer:
-                layer_class = variant.layer_class
+        # Two kinds of layers would not know of each other.
+        (layer_class,) = {variant.layer_class for variant in variants.values()} - {Layer} or {Layer}
         unroll, _ = unrolled_scans(self.config, self.segment)
         self.layers = nn.scan(
             # Inside a rolled scan XLA cannot merge the recomputation with the original.
