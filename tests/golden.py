@@ -140,6 +140,10 @@ MODELS = {
         loop__state="zero",
         loop__norms="stream",
     ),
+    "hyper-connection lanes, LoRA of another rank": dict(
+        model__plan="1x3", loop__lanes="hyper", loop__per_loop="lora", loop__lora_rank=3
+    ),
+    "hyperloop, time": dict(model__plan="1x1,1x3", loop__lanes="hyperloop", loop__per_loop="time"),
     "drawn loop counts": dict(
         model__plan="1x1,1x3",
         loop__injection="add",

@@ -178,8 +178,14 @@ class Loop:
     )
     per_loop: str = key(
         "none",
-        "embedding: a learned vector per loop is added before it",
-        choices=("none", "embedding"),
+        "what tells loops apart: a learned vector, the time in every layer, LoRA in every layer",
+        choices=("none", "embedding", "time", "lora"),
+    )
+    lora_rank: int = key(8, "of per_loop=lora", range=POSITIVE)
+    lanes: str = key(
+        "one",
+        "streams from loop to loop: one; hyper: 2, mixed by numbers; hyperloop: 4, by functions",
+        choices=("one", "hyper", "hyperloop"),
     )
     gate: str = key(
         "none",

@@ -24,7 +24,8 @@ def _per_token(config: ModelConfig, length: int) -> tuple[float, float, float]:
         if segment.trained_loops == 1:
             after += once
             continue
-        in_loops += segment.loops * (once + sum(v.loop_flops(config) for v in variants))
+        added = sum(v.loop_flops(config) + segment.layers * v.layer_flops(config) for v in variants)
+        in_loops += segment.loops * (once + added)
         before, after = before + after + sum(v.pass_flops(config) for v in variants), 0
     return in_loops, before, after + 2 * d * config.vocab_size
 

@@ -11,6 +11,8 @@ makes short.
 A baseline: looped language models trained so tend to halt after one loop.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,11 @@ from looped_jax.models.layers import Array
 from looped_jax.models.loops.base import LoopContext, LoopState, LoopVariant
 
 EPS = 0.01
+
+
+def _others(state: LoopState) -> dict[str, Any]:
+    """What other variants carry, arrays [B, T, …]: it halts with its token."""
+    return {name: of for name, of in state.extra.items() if name != "act"}
 
 
 class AdaptiveTime(LoopVariant):
@@ -41,7 +48,8 @@ class AdaptiveTime(LoopVariant):
     def enter(self, state: LoopState, context: LoopContext, loop: Array) -> LoopState:
         """Asks the state as the loop before left it."""
         halting_BT = jax.nn.sigmoid(state.x_BTD.astype(jnp.float32) @ self.weight + self.bias)
-        asked = {**state.extra["act"], "halting": halting_BT, "before": state.x_BTD}
+        before = state.replace(extra=_others(state))
+        asked = {**state.extra["act"], "halting": halting_BT, "before": before}
         return state.replace(extra={**state.extra, "act": asked})
 
     def leave(self, state: LoopState, context: LoopContext, loop: Array) -> LoopState:
@@ -52,14 +60,18 @@ class AdaptiveTime(LoopVariant):
         halts_BT = sum_BT + halting_BT > 1.0 - EPS
         rest_BT = 1.0 - sum_BT
         weight_BT = jnp.where(runs_BT, jnp.where(halts_BT, rest_BT, halting_BT), 0.0)
-        x_BTD = jnp.where(runs_BT[..., None], state.x_BTD, act["before"])
+
+        def where_it_runs(new: Array, old: Array) -> Array:
+            return jnp.where(runs_BT.reshape(*runs_BT.shape, *(1,) * (new.ndim - 2)), new, old)
+
+        state = jax.tree.map(where_it_runs, state.replace(extra=_others(state)), act["before"])
         # Loops so far and what remains for this one, should it be the token's last.
         after = {
             "sum": jnp.where(runs_BT & halts_BT, 1.0, sum_BT + weight_BT),
             "time": jnp.where(runs_BT, loop + 1.0 + rest_BT, act["time"]),
-            "mixed": act["mixed"] + weight_BT[..., None].astype(x_BTD.dtype) * x_BTD,
+            "mixed": act["mixed"] + weight_BT[..., None].astype(state.x_BTD.dtype) * state.x_BTD,
         }
-        return state.replace(x_BTD=x_BTD, extra={**state.extra, "act": after})
+        return state.replace(extra={**state.extra, "act": after})
 
     def emit(self, state: LoopState, loop: Array) -> Array:
         """N + R of each token, float32 [B, T], were this the last loop."""
@@ -70,8 +82,7 @@ class AdaptiveTime(LoopVariant):
         """The mixture; tokens that have not halted give the last state what remains."""
         act = state.extra["act"]
         rest_BT1 = (1.0 - act["sum"])[..., None].astype(state.x_BTD.dtype)
-        extra = {name: of for name, of in state.extra.items() if name != "act"}
-        return state.replace(x_BTD=act["mixed"] + rest_BT1 * state.x_BTD, extra=extra)
+        return LoopState(act["mixed"] + rest_BT1 * state.x_BTD, _others(state))
 
     @classmethod
     def loop_flops(cls, config: ModelConfig) -> int:
