@@ -43,15 +43,17 @@ class LoopCounts:
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "LoopCounts | None":
-        """None where every step makes the plan's loops and gradients go through all. UserError for
-        what cannot work."""
+        """None where every step makes the plan's loops and gradients go through all, and where
+        nothing is looped (the baseline of a comparison). UserError for what cannot work."""
         counts, plan = config.counts, LoopPlan.parse(config.model.plan)
         rises = counts.curriculum != "none"
         drawn = counts.distribution != "fixed"
         if not (drawn or rises or counts.gradient_loops):
             return None
         looped = [segment.loops for segment in plan.segments if segment.loops > 1]
-        if len(looped) != 1:
+        if not looped:
+            return None
+        if len(looped) > 1:
             raise UserError(
                 f"config.counts is about one looped segment; plan {plan} has {len(looped)}"
             )

@@ -48,7 +48,8 @@ class LoopLosses:
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "LoopLosses | None":
-        """None for the last loop's cross-entropy; UserError for what cannot work."""
+        """None for the last loop's cross-entropy, also where nothing is looped (the baseline of a
+        comparison); UserError for what cannot work."""
         kind, weights = config.loop_loss.kind, config.loop_loss.weights
         if weights and kind != "weighted":
             raise UserError(f"config.loop_loss.weights are for kind='weighted', not {kind!r}")
@@ -56,7 +57,9 @@ class LoopLosses:
             return None
         plan = LoopPlan.parse(config.model.plan)
         looped = [index for index, segment in enumerate(plan.segments) if segment.loops > 1]
-        if len(looped) != 1:
+        if not looped:
+            return None
+        if len(looped) > 1:
             raise UserError(
                 f"config.loop_loss is about one looped segment; plan {plan} has {len(looped)}"
             )

@@ -132,7 +132,6 @@ def test_accumulated_parts_have_the_counts_of_their_rows() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        (dict(plan="2x1", distribution="poisson", most=4), "plan 2x1 has 0"),
         (dict(plan="1x2,1x2", distribution="poisson", most=4), "plan 1x2,1x2 has 2"),
         (dict(distribution="poisson"), "'poisson' has no bound: say config.counts.gradient_loops"),
         (dict(gradient_loops=9), "gradient_loops=9 is more than the 8 loops"),

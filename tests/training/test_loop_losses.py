@@ -222,6 +222,13 @@ def test_stage_two_trains_the_gate_alone_with_forward_passes_alone() -> None:
     assert cost(program.as_text()).flops < 0.45 * all_flops
 
 
+def test_the_baseline_of_a_comparison_has_no_loops_to_count_or_to_learn_from() -> None:
+    counts = dict(counts__distribution="poisson", counts__gradient_loops=2)
+    for overrides in (options("expected"), counts):
+        job = make_job(small_config(model__plan="2x1", **overrides))
+        assert job.losses is None and job.counts is None
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
@@ -229,7 +236,7 @@ def test_stage_two_trains_the_gate_alone_with_forward_passes_alone() -> None:
         (dict(loop_loss__kind="act", loop__gate="linear"), "needs config.loop.gate='act'"),
         (dict(loop_loss__kind="weighted", loop_loss__weights=(1.0,)), "1 numbers for 3 loops"),
         (dict(loop_loss__weights=(1.0,) * 3), "are for kind='weighted'"),
-        (dict(loop_loss__kind="weighted", model__plan="2x1"), "one looped segment"),
+        (dict(loop_loss__kind="weighted", model__plan="1x2,1x2"), "one looped segment"),
         (dict(loop_loss__kind="weighted", train__z_loss=0.1), "z_loss"),
         (dict(loop_loss__kind="weighted", model__gather="segment"), "gather='layer'"),
         (dict(loop_loss__kind="weighted", counts__gradient_loops=2), "config.counts"),

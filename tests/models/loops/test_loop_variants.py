@@ -497,13 +497,13 @@ def test_the_variant_of_the_docs_works(monkeypatch: pytest.MonkeyPatch) -> None:
     code = example_of_the_docs()
     made: dict[str, Any] = {}
     exec(code, made)  # The page's own text.
-    monkeypatch.setitem(VARIANTS, "gate", {"scalar": made["ScalarGate"]})
-    model = small_model("2x3", loop=(("gate", "scalar"), ADD))
+    monkeypatch.setitem(VARIANTS, "share", {"scalar": made["ScalarGate"]})
+    model = small_model("2x3", loop=(("share", "scalar"), ADD))
     plain = small_model("2x3", loop=(ADD,))
     params = init(model)
     shared = {name: tree for name, tree in params.items() if name != "per_loop"}
     closed = jax.tree.map(jnp.zeros_like, params["per_loop"])
-    assert jax.tree.map(jnp.shape, closed) == {"segment_0": {"gate": {"gate": (3,)}}}
+    assert jax.tree.map(jnp.shape, closed) == {"segment_0": {"share": {"gate": (3,)}}}
     logits = batch_logits(plain, shared, ROWS)
     np.testing.assert_allclose(batch_logits(model, params, ROWS), logits, rtol=1e-4, atol=1e-5)
     of_nothing = batch_forward(model, {**shared, "per_loop": closed}, ROWS).x_BTD
