@@ -1,14 +1,15 @@
-"""Parcae at 140M: the state decays and the input flows in before every loop, so that it is stable.
+"""Parcae at 140M: the state decays and the input flows in before every loop, so it stays bounded.
 
-arXiv 2604.12946 and its code, sandyresearch/parcae. From there: the plan 2x1,2x8,2x1, the injection,
-noise as the first state, norms of queries and keys, counts (Poisson of mean 8, each row its own,
-gradients through the last 4), Muon with AdamW at 8e-3, no warm-up, the last half of steps decaying.
+arXiv 2604.12946 and its code, sandyresearch/parcae. From there: the plan 2x1,2x8,2x1, the
+injection, noise as the first state, norms of queries and keys, counts (Poisson of mean 8, each row
+its own, gradients through the last 4), Muon with AdamW at 8e-3, no warm-up, the last half of steps
+decaying.
 
-Chosen here, as what was read states none: width 1024, 8 heads, feed-forward 4096, 32,768 tokens with
-an untied output, which makes 144,721,408 parameters; 256 rows of 2048 tokens, 20,000 steps (10B
-tokens); a linear decay to 0, no weight decay. Not here: its ReLU squared (relu), the embedding's
-scale. A Muon step here has AdamW's size (docs/train.md), other than in codes of the other rule, so
-that the rate need not mean the same.
+Chosen here, as what was read states none: width 1024, 8 heads, a feed-forward of 4096, 32,768
+tokens with an untied output, which makes 144,721,408 parameters; 256 rows of 2048 tokens, 20,000
+steps (10B tokens); a linear decay to 0, no weight decay. Not here: its ReLU squared (relu), and its
+initialisation. A step of Muon has AdamW's size here (docs/train.md); under the other rule the same
+rate means another step.
 
     python -m looped_jax.main --config=experiments/parcae.py:small --config.data.path=$PILE_DIR
 

@@ -26,7 +26,7 @@ PILE = (
     *("4x2", "4x3", "4x9", "4x12", "36x1", "48x1"),
 )
 # Published recipes of other papers, and their parameters in millions (docs/recipes.md).
-RECIPES = {"huginn": 3565, "ouro": 1435, "parcae": 145, "hyperloop": 136, "loopformer": 314}
+RECIPES = {"huginn": 3565, "ouro": 1435, "parcae": 145, "hyperloop": 136, "loopformer": 278}
 SPECS = [
     *(f"addition.py:{plan}" for plan in ADDITION),
     *(f"phop.py:{plan},{hops}" for plan in PHOP for hops in ("p16", "p32")),
@@ -135,7 +135,9 @@ def test_the_gate_of_ouros_second_stage_is_all_that_is_trained() -> None:
     config = load_experiment(str(ROOT / "experiments" / "ouro.py:gate"))
     config.mesh.update(data=1, fsdp=1)
     frozen = jax.tree_util.tree_leaves_with_path(make_job(config, needs_data=False).frozen)
-    trained = [jax.tree_util.keystr(path, simple=True, separator="/") for path, no in frozen if not no]
+    trained = [
+        jax.tree_util.keystr(path, simple=True, separator="/") for path, no in frozen if not no
+    ]
     assert trained == ["segment_0/gate/bias", "segment_0/gate/weight"]
 
 

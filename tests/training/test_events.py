@@ -9,7 +9,9 @@ import pytest
 from etils import epath
 from helpers import small_config, write_pile
 
-from looped_jax.errors import RunError
+from looped_jax.config.validation import validate
+from looped_jax.errors import RunError, UserError
+from looped_jax.evaluation.metric_table import shown_evaluation
 from looped_jax.training import trainer
 from looped_jax.training.evaluations import Evaluations
 from looped_jax.training.events import Event
@@ -76,3 +78,19 @@ def test_saving_before_evaluating_loses_no_evaluation(
     trainer.train(job, epath.Path(tmp_path / "cut"))
     assert [line["step"] for line in evaluated(tmp_path / "cut")] == [2, 4]
     assert evaluated(tmp_path / "cut") == evaluated(tmp_path / "whole")
+
+
+def test_held_out_rows_are_evaluated_at_several_loop_counts(tmp_path: pathlib.Path) -> None:
+    config = small_config(train__steps=2, eval__loops=(1, 2))
+    trainer.train(make_job(config), epath.Path(tmp_path / "run"))
+    found = read_metrics(epath.Path(tmp_path / "run"))[-1]
+    name = f"eval/{config.data.task}"
+    kinds = ("loss", "accuracy")
+    for kind in kinds:  # The plan's own is among them.
+        assert found[f"{name}/{kind}"] == found[f"{name}/loops_2/{kind}"]
+    assert found[f"{name}/loss"] != found[f"{name}/loops_1/loss"]
+    assert shown_evaluation(found).count("%") == 1
+    with pytest.raises(UserError, match=r"config.eval.loops=\(4,\): .*has no looped segment"):
+        Evaluations(make_job(small_config(model__plan="2x1", eval__loops=(4,))))
+    with pytest.raises(UserError, match=r"config.eval.loops: 0 is not a number of loops"):
+        validate(small_config(eval__loops=(0,)))
