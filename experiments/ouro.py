@@ -10,7 +10,7 @@ Not here: its first part with 8 loops; beta, which goes from .1 to .05 there and
 Ours: 2,000 steps of warm-up. The vocabulary is ours, padded. Parameters: 1,434,652,673 (1.4B).
 
 `gate` is its stage II: the gate alone is trained, by what each loop gains, from a model that has
-been trained. The source states no rate and no length for it: 3e-4 and 10,000 steps are ours.
+been trained. What was read states no rate and no length of it: 3e-4 and 10,000 steps are ours.
 
     python -m looped_jax.main --config=experiments/ouro.py:small --workdir=runs/ouro \
         --config.data.path=$PILE_DIR
