@@ -23,6 +23,7 @@ AdamW, on bytes: minutes on two CPU cores.
 """
 
 from looped_jax.config import ConfigDict, default_config
+from looped_jax.errors import UserError
 
 FAMILY = ("24x1", *(f"{k}x{loops}" for k in (4, 6, 8, 12) for loops in (1, 24 // k)))
 SCALING = tuple(plan for n in (1, 2, 3, 6, 9, 12) for plan in (f"4x{n}", f"{4 * n}x1"))
@@ -47,6 +48,13 @@ def get_config(argument: str = "24x1") -> ConfigDict:
     if plan != argument:
         small(config)
     return config
+
+
+def is_small(argument: str) -> bool:
+    """Reads the size of an experiment that has two: `small`, or nothing."""
+    if argument not in ("", "small"):
+        raise UserError(f"{argument!r} is not small; without it, the published size")
+    return bool(argument)
 
 
 def small(config: ConfigDict) -> None:

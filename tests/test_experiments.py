@@ -25,6 +25,8 @@ PILE = (
     *("24x1", "4x1", "6x1", "8x1", "12x1", "4x6", "6x4", "8x3", "12x2", "4x1,4x4,4x1"),
     *("4x2", "4x3", "4x9", "4x12", "36x1", "48x1"),
 )
+# Published recipes of other papers, and their parameters in millions (docs/recipes.md).
+RECIPES = {"huginn": 3565, "ouro": 1435, "parcae": 145, "hyperloop": 136, "loopformer": 278}
 SPECS = [
     *(f"addition.py:{plan}" for plan in ADDITION),
     *(f"phop.py:{plan},{hops}" for plan in PHOP for hops in ("p16", "p32")),
@@ -39,6 +41,8 @@ SPECS = [
     "pile_loops.py",
     "pile_mini.py",
     "quickstart.py",
+    *(f"{name}.py{size}" for name in RECIPES for size in ("", ":small")),
+    *("ouro.py:gate", "ouro.py:gate_small"),
 ]
 
 
@@ -116,7 +120,30 @@ def test_the_pile_family_is_complete_and_at_the_papers_hyperparameters() -> None
     assert sizes == {262_144_000_000}  # 400,000 x 512 x 1280: the paper's 250 billion.
 
 
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_has_the_parameters_that_it_says(name: str) -> None:
+    path = ROOT / "experiments" / f"{name}.py"
+    config = load_experiment(str(path))
+    config.mesh.update(data=1, fsdp=1)
+    params = make_job(config, needs_data=False).layout.abstract.params
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert round(count / 1e6) == RECIPES[name]
+    assert f"{count:,}" in path.read_text()
+
+
+def test_the_gate_of_ouros_second_stage_is_all_that_is_trained() -> None:
+    config = load_experiment(str(ROOT / "experiments" / "ouro.py:gate"))
+    config.mesh.update(data=1, fsdp=1)
+    frozen = jax.tree_util.tree_leaves_with_path(make_job(config, needs_data=False).frozen)
+    trained = [
+        jax.tree_util.keystr(path, simple=True, separator="/") for path, no in frozen if not no
+    ]
+    assert trained == ["segment_0/gate/bias", "segment_0/gate/weight"]
+
+
 def test_a_foreign_argument_is_refused() -> None:
+    with pytest.raises(UserError, match="'smal' is not small"):
+        load_experiment(str(ROOT / "experiments" / "huginn.py:smal"))
     with pytest.raises(UserError, match="'p64' is not p16 or p32"):
         load_experiment(str(ROOT / "experiments" / "phop.py:1x6,p64"))
     with pytest.raises(UserError, match="'cut' is not cot"):

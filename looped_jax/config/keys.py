@@ -410,6 +410,9 @@ class Eval:
 
     every: int = key(1000, "steps", range=COUNT)
     tasks: tuple[str, ...] = key((), "names; empty: the training task")
+    loops: tuple[int, ...] = key(
+        (), "loop counts that held-out rows are evaluated at, beside the plan's own, e.g. (1, 2, 8)"
+    )
     examples: int = key(1024, "rows per task, the same ones every time", range=POSITIVE)
     batch_size: int = key(0, "rows; 0: train.batch_size", range=NOT_NEGATIVE)
     data_dir: str = key(

@@ -99,6 +99,9 @@ def _check_tuples(config: ConfigDict) -> None:
     def is_variant(item: Any) -> bool:
         return _is_pair(item) and isinstance(item[1], tuple) and all(map(_is_pair, item[1]))
 
+    def is_count(item: Any) -> bool:
+        return isinstance(item, int) and not isinstance(item, bool) and 0 < item < MOST
+
     def is_name(item: Any) -> bool:
         return isinstance(item, str)
 
@@ -113,6 +116,7 @@ def _check_tuples(config: ConfigDict) -> None:
         "loop_loss.weights": (is_number, "a number, not negative"),
         "optimizer.frozen": (is_pattern, "a parameter's path, e.g. 'segment_0/layers'"),
         "eval.tasks": (is_name, "the name of a task"),
+        "eval.loops": (is_count, "a number of loops, e.g. 4"),
         "model.saved_names": (is_name, "a name"),
         "model.offloaded_names": (is_name, "a name"),
     }

@@ -1,7 +1,8 @@
 """What a measured number is: which way is better, its unit, how it is shown and averaged.
 
 Names are those of metrics.jsonl: `eval/<task>/<kind>`, for a part of a task (a component of a text,
-a domain) `eval/<task>/<part>/<kind>`, `train/<kind>`; and `group/<name>`, the average of a group of
+a domain) `eval/<task>/<part>/<kind>`, with other loops than the plan's `eval/<task>/loops_<N>/…`,
+`train/<kind>`; and `group/<name>`, the average of a group of
 downstream tasks. The last word, the kind, says what the number is; `<kind>_low` and `<kind>_high`
 are the ends of its 95% interval. A kind that is not in the table is shown as it is, and judges
 nothing.
@@ -9,6 +10,7 @@ nothing.
 
 import dataclasses
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -198,9 +200,11 @@ def clear_gain(metric: Metric, measured: Measured, reference: Measured) -> bool:
 
 
 def text_parts(names: Sequence[str] | Mapping[str, float], word: str) -> list[str]:
-    """Metrics of this kind of the evaluated text: of all of it first, then of its components."""
+    """Metrics of this kind of the evaluated text, with the plan's loops: of all of it first, then
+    of its components."""
     metrics = [Metric(name) for name in names]
-    found = [m.name for m in metrics if m.where[:1] == ("text",) and m.word == word]
+    metrics = [m for m in metrics if m.where[:1] == ("text",) and m.word == word]
+    found = [m.name for m in metrics if not re.match(r"eval/text/loops_\d+/", m.name)]
     return sorted(found, key=lambda name: (len(Metric(name).where), name))
 
 

@@ -1,14 +1,17 @@
 """What a run measures while it trains: held-out rows, and downstream tasks of a language model."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 from looped_jax.data.run_data import downstream_names
 from looped_jax.data.tasks.downstream import TASKS
+from looped_jax.errors import UserError
 from looped_jax.evaluation.downstream import Settings, ask, run_task, scalars
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
 from looped_jax.inference.generator import Generator
+from looped_jax.models.transformer import check_loops
 from looped_jax.parallel.mesh import local_rows
 from looped_jax.training.job import Job
 
@@ -34,9 +37,15 @@ class Evaluations:
     """The evaluations of a job; compiled at the first of them."""
 
     def __init__(self, job: Job):
-        """Reads the questions of downstream tasks; UserError if one is not to be had."""
+        """Reads the questions of downstream tasks; UserError if one is not to be had, or the model
+        cannot make the loops of config.eval.loops."""
         self.job = job
         config = job.config
+        for loops in config.eval.loops:
+            try:
+                check_loops(job.model, loops)
+            except UserError as error:
+                raise UserError(f"config.eval.loops={config.eval.loops}: {error}") from None
         settings = Settings.from_config(config, config.eval.examples)
         self.asked = tuple(
             ask(TASKS[name], settings, job.data.vocabulary, job.data.length)
@@ -48,8 +57,13 @@ class Evaluations:
         return held_out_sets(self.job)
 
     @functools.cached_property
-    def _evaluator(self) -> Evaluator:
-        return Evaluator(self.job.model, self.job.mesh, self.job.rules)
+    def _evaluators(self) -> dict[str, Evaluator]:
+        """Of the plan's loops, and of those of config.eval.loops; by what their sets' names end
+        with."""
+        job = self.job
+        counts = {"": None} | {f"/loops_{loops}": loops for loops in job.config.eval.loops}
+        of = functools.partial(Evaluator, job.model, job.mesh, job.rules)
+        return {ending: of(loops) for ending, loops in counts.items()}
 
     @functools.cached_property
     def _generator(self) -> Generator:
@@ -57,14 +71,17 @@ class Evaluations:
         return Generator(job.model, None, job.mesh, job.rules)
 
     def measure(self, params: Any, stop: Callable[[], bool]) -> dict[str, float] | None:
-        """All metrics of these parameters, eval/<name>/…; None if ``stop``, asked again and again,
-        says so."""
+        """All metrics of these parameters, eval/<name>/… and, of held-out rows with the loops of
+        config.eval.loops, eval/<name>/loops_<N>/…; None if ``stop``, asked again and again, says
+        so."""
         line: dict[str, float] = {}
-        for held_out in self.held_out:
-            metrics = self._evaluator(params, held_out, stop)
-            if metrics is None:
-                return None
-            line |= metrics
+        for ending, evaluator in self._evaluators.items():
+            for held_out in self.held_out:
+                named = dataclasses.replace(held_out, name=held_out.name + ending)
+                metrics = evaluator(params, named, stop)
+                if metrics is None:
+                    return None
+                line |= metrics
         if self.asked:
             self._generator.params = params
             try:

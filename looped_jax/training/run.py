@@ -19,7 +19,7 @@ from looped_jax.training.job import Job, make_job
 from looped_jax.training.stacking import stage_at
 
 # Keys that say what is evaluated when, or how much at a time, and not what comes out.
-WITHOUT_EFFECT = ("eval.tasks", "eval.every", "eval.batch_size")
+WITHOUT_EFFECT = ("eval.tasks", "eval.every", "eval.loops", "eval.batch_size")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,12 +9,15 @@ import pytest
 from etils import epath
 from helpers import small_config, write_pile
 
-from looped_jax.errors import RunError
+from looped_jax.config.validation import validate
+from looped_jax.errors import RunError, UserError
+from looped_jax.evaluation.metric_table import shown_evaluation
 from looped_jax.training import trainer
 from looped_jax.training.evaluations import Evaluations
 from looped_jax.training.events import Event
 from looped_jax.training.job import make_job
 from looped_jax.training.metrics_file import read_metrics
+from looped_jax.training.state import init_state
 
 
 def test_an_event_is_due_after_every_so_many_steps_and_after_the_last() -> None:
@@ -76,3 +79,19 @@ def test_saving_before_evaluating_loses_no_evaluation(
     trainer.train(job, epath.Path(tmp_path / "cut"))
     assert [line["step"] for line in evaluated(tmp_path / "cut")] == [2, 4]
     assert evaluated(tmp_path / "cut") == evaluated(tmp_path / "whole")
+
+
+def test_held_out_rows_are_evaluated_at_several_loop_counts() -> None:
+    job = make_job(small_config(eval__loops=(1, 2)))
+    state = init_state(job.model, job.optimizer, job.config.seed, job.layout)
+    found = Evaluations(job).measure(state.params, lambda: False)
+    assert found is not None
+    name = f"eval/{job.config.data.task}"
+    for kind in ("loss", "accuracy"):  # The plan's own number is among them.
+        assert found[f"{name}/{kind}"] == found[f"{name}/loops_2/{kind}"]
+    assert found[f"{name}/loss"] != found[f"{name}/loops_1/loss"]
+    assert shown_evaluation(found).count("%") == 1
+    with pytest.raises(UserError, match=r"config.eval.loops=\(4,\): .*has no looped segment"):
+        Evaluations(make_job(small_config(model__plan="2x1", eval__loops=(4,))))
+    with pytest.raises(UserError, match=r"config.eval.loops: 0 is not a number of loops"):
+        validate(small_config(eval__loops=(0,)))
