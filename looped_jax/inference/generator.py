@@ -59,11 +59,12 @@ class Scored:
 @dataclasses.dataclass
 class Usage:
     """Tokens of prompts asked for and computed: the difference is padding. ``depths``: how many
-    tokens were said, or scored, after so many loops."""
+    tokens were said, or scored, after so many loops; ``cache_bytes``: of the largest cache."""
 
     asked: int = 0
     computed: int = 0
     depths: Counter[int] = dataclasses.field(default_factory=Counter)
+    cache_bytes: int = 0
 
     @property
     def padding(self) -> float:
@@ -194,18 +195,6 @@ class Generator:
                 results[i] = Scored(log_p[row, here], bool(greedy[row, here].all()), depths)
         return [results[i] for i in range(len(pairs))]
 
-    def cache_bytes(self, prompt: int, max_new_tokens: int) -> int:
-        """Memory of the cache in which one prompt of so many tokens is continued."""
-        room = min(max_new_tokens, self.max_length - prompt + 1)
-        return self._cache_bytes(1, self._capacity(self._width(prompt), room))
-
-    def _width(self, longest: int) -> int:
-        return min(bucket(longest), self.max_length)
-
-    def _capacity(self, width: int, room: int) -> int:
-        # The last token said is not read; one place is never seen (inference/cache.py).
-        return width + bucket(max(1, room))
-
     def _depths(self, depth: np.ndarray | None, row: int, here: slice) -> list[int]:
         """Loops of some tokens of a row, also counted; without an exit all take the plan's."""
         length = here.stop - here.start
@@ -245,12 +234,15 @@ class Generator:
         chunk: int,
     ) -> list[Generated]:
         longest = max(map(len, prompts))
-        tokens = self._padded(prompts, self._width(longest))
+        tokens = self._padded(prompts, min(bucket(longest), self.max_length))
         length_B = np.ones(len(tokens), np.int32)
         length_B[: len(prompts)] = [len(prompt) for prompt in prompts]
         # A row can be given as many tokens as fit, and one that is not read.
         room_B = np.minimum(max_new_tokens, self.max_length - length_B + 1)
-        capacity = self._capacity(tokens.shape[1], int(room_B[: len(prompts)].max()))
+        # The last token said is not read; one place is never seen (inference/cache.py).
+        capacity = tokens.shape[1] + bucket(max(1, int(room_B[: len(prompts)].max())))
+        size = self._cache_bytes(len(tokens), capacity)
+        self.usage.cache_bytes = max(self.usage.cache_bytes, size)
         logits, cache = self._prefill(self.params, tokens, length_B, capacity)
         new: list[list[int]] = [[] for _ in prompts]
         depths: list[list[int]] = [[] for _ in prompts]

@@ -15,6 +15,8 @@ from looped_jax.models.layers import KeyValues
 from looped_jax.models.loops.exits import ExitRule
 
 CACHES = ("per_loop", "last", "mean", "first")
+CACHE_HELP = "Keys and values that loops keep: per_loop, last, mean, first or ring:C."
+EXIT_HELP = "When a token stops looping: none, cdf:Q, state:EPS or kl:EPS, :N for at least N loops."
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,18 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from helpers import init, small_model
+from helpers import init, small_config, small_model, token_logits
 
+from looped_jax.errors import UserError
 from looped_jax.inference.cache import cache_bytes, decode, prefill
+from looped_jax.inference.generator import Generator
 from looped_jax.inference.policy import Policy
 from looped_jax.models.layers import KeyValues, Layer, LayerInputs, norm, rope_angles
+from looped_jax.models.loops.exits import ExitRule
+from looped_jax.models.loops.gate import exit_log_p
+from looped_jax.models.loops.segment import Wanted
+from looped_jax.models.transformer import forward, logits
+from looped_jax.parallel.mesh import make_mesh
 
 LENGTHS = np.array([3, 6, 1], np.int32)
 MORE = 4
@@ -172,3 +179,124 @@ def test_decoding_equals_a_plain_loop_over_each_row_alone(
             first += len(tokens)
             tokens = TOKENS[row, length + i : length + i + 1]
     assert exit == "none" or len(seen) > 1, "the thresholds should divide the tokens"
+
+
+def whole_pass(params: Any, exit: str, tokens: Any = TOKENS) -> tuple[Any, Any]:
+    """logits_BTV and depth_BT of a pass over whole rows."""
+    rule = ExitRule.parse(exit)
+
+    def run(params: Any, tokens: Any) -> tuple[Any, Any]:
+        output = forward(MODEL, params, tokens, exit=rule)
+        return logits(MODEL.config, output), output.depth_BT
+
+    return jax.jit(run)(params, tokens)
+
+
+def with_gate(params: Any, bias: float) -> Any:
+    """A gate that says the same of every token."""
+    gate = params["segment_1"]["gate"]
+    gate = {"weight": 0 * gate["weight"], "bias": np.full((), bias, np.float32)}
+    return {**params, "segment_1": {**params["segment_1"], "gate": gate}}
+
+
+@pytest.mark.parametrize(("exit", "loops"), [("cdf:0.5", 1), ("cdf:0.5:3", 3)])
+def test_where_all_tokens_leave_after_n_loops_it_is_the_pass_of_n(
+    params: Any, exit: str, loops: int
+) -> None:
+    sure = with_gate(params, 30.0)
+    found, depth = whole_pass(sure, exit)
+    assert (depth == loops).all()
+    expected = jax.jit(lambda p, t: token_logits(MODEL, p, t, loops))(sure, TOKENS)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_gate_that_never_stops_is_the_fixed_pass(params: Any) -> None:
+    # Every loop stops with probability 1 - 2e-9, and together they are never certain.
+    for of, exit in ((with_gate(params, 20.0), "cdf:1"), (with_gate(params, -30.0), "cdf:0.5")):
+        found, depth = whole_pass(of, exit)
+        assert (depth == 4).all()
+        expected = jax.jit(lambda p, t: token_logits(MODEL, p, t))(of, TOKENS)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_gates_exits_follow_from_what_a_loss_makes_of_it(params: Any) -> None:
+    output = forward(MODEL, params, TOKENS, wanted=Wanted(emitted=True))
+    cdf = np.cumsum(np.exp(exit_log_p(output.segments[LOOPED].emitted["gate"])), axis=0)
+    expected = 1 + np.argmax(cdf >= 0.6 - 1e-6, axis=0)
+    assert (whole_pass(params, "cdf:0.6")[1] == expected).all()
+    assert len(set(expected.flat)) > 2
+
+
+@pytest.mark.parametrize("exit", ["cdf:0.6", "state:0.7:2", "kl:0.2"])
+def test_a_prompt_is_read_as_a_whole_pass_reads_it(params: Any, exit: str) -> None:
+    found, depth = whole_pass(params, exit, TOKENS[:, :6])
+    read, cache = jax.jit(
+        lambda p, t, n: prefill(MODEL, p, t, n, 12, policy=Policy.parse("per_loop", exit))
+    )(params, TOKENS[:, :6], LENGTHS)
+    rows = np.arange(3)
+    np.testing.assert_allclose(read, found[rows, LENGTHS - 1], rtol=1e-4, atol=1e-5)
+    assert (cache.depth_B == depth[rows, LENGTHS - 1]).all()
+
+
+def generator(params: Any, batch_size: int, policy: Policy, **mesh: int) -> Generator:
+    config = small_config(**{f"mesh__{k}": v for k, v in {"data": 1, **mesh}.items()})
+    parts = (MODEL, params, make_mesh(config), config.mesh.rules)
+    return Generator(*parts, batch_size=batch_size, policy=policy)
+
+
+def test_a_batch_and_eight_devices_generate_what_one_row_does(params: Any) -> None:
+    policy = Policy.parse("ring:2", "cdf:0.6")
+    prompts = [[1, 5, 6], [1], [1, 7, 3, 4], [1, 9, 9]]
+    alone = generator(params, 1, policy)
+    expected = [alone.generate([prompt], 6)[0] for prompt in prompts]
+    assert all(len(row.depths) == len(row.tokens) for row in expected)
+    assert len({depth for row in expected for depth in row.depths}) > 1
+    assert alone.usage.depths.total() == sum(len(row.tokens) for row in expected)
+    assert generator(params, 4, policy).generate(prompts, 6) == expected
+    there = generator(params, 4, policy, data=2, fsdp=2, tensor=2)
+    assert there.generate(prompts, 6) == expected
+    pairs = [(prompt, [3, 4]) for prompt in prompts]
+    scored = alone.score(pairs)
+    for row, of in zip(there.score(pairs), scored, strict=True):
+        assert row.depths == of.depths
+        np.testing.assert_allclose(row.log_p, of.log_p, rtol=1e-4, atol=1e-5)
+
+
+def test_without_an_exit_all_tokens_take_the_plans_loops(params: Any) -> None:
+    (row,) = generator(params, 1, Policy.parse("mean", "none")).generate([[1, 5]], 3)
+    assert row.depths == [4] * len(row.tokens)
+
+
+def test_parameters_per_loop_are_those_of_the_loop() -> None:
+    model = small_model("1x3", loop=(("per_loop", "embedding"),))
+    params = jax.tree.map(lambda leaf: leaf + 0.3, init(model))
+    table = params["per_loop"]
+    varied = jax.tree.map(lambda a: a * (1 + np.arange(len(a)))[:, None], table)
+    params = {**params, "per_loop": varied}
+    for loops in (3, 5):
+        expected = token_logits(model, params, TOKENS, loops)
+        output = forward(model, params, TOKENS, loops=loops, exit=ExitRule("state", 1e-9))
+        np.testing.assert_allclose(logits(model.config, output), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("plan", "cache", "exit", "message"),
+    [
+        ("1x4", "ring", "none", "cache='ring' is none of per_loop, last, mean, first, ring:C"),
+        ("1x4", "ring:0", "none", "cache='ring:0' needs at least one slot"),
+        ("1x4", "ring:5", "none", "cache=ring:5 has more slots than the 4 loops"),
+        ("2x1", "last", "none", "cache=last: plan 2x1 has no looped segment"),
+        ("1x4", "last", "cfd:1", "exit='cfd:1' is none of none, cdf:Q"),
+        ("1x4", "last", "kl:x", "exit='kl:x' is none of none, cdf:Q"),
+        ("1x4", "last", "cdf:1.5", "the threshold must be above 0 and at most 1"),
+        ("1x4", "last", "kl:nan", "the threshold must be above 0"),
+        ("1x4", "last", "cdf:0.5", "exit=cdf:0.5 asks a gate; the model has none"),
+        ("2x1", "per_loop", "kl:1", "exit=kl:1: plan 2x1 has no looped segment"),
+        ("1x2,1x2", "per_loop", "kl:1", "plan 1x2,1x2 has 2 looped segments; an exit needs one"),
+    ],
+)
+def test_what_cannot_be_is_refused(plan: str, cache: str, exit: str, message: str) -> None:
+    with pytest.raises(UserError, match=None) as error:
+        Policy.parse(cache, exit).check(small_model(plan).config, None)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
