@@ -140,6 +140,10 @@ MODELS = {
         loop__state="zero",
         loop__norms="stream",
     ),
+    "hyper-connection lanes, LoRA of another rank": dict(
+        model__plan="1x3", loop__lanes="hyper", loop__per_loop="lora", loop__lora_rank=3
+    ),
+    "hyperloop, time": dict(model__plan="1x1,1x3", loop__lanes="hyperloop", loop__per_loop="time"),
     "drawn loop counts": dict(
         model__plan="1x1,1x3",
         loop__injection="add",
@@ -148,6 +152,21 @@ MODELS = {
         counts__gradient_loops=2,
         counts__curriculum="linear",
         counts__curriculum_steps=3,
+    ),
+    "expected loss of every loop": dict(
+        model__plan="1x3,1x1",
+        loop__gate="linear",
+        loop_loss__kind="expected",
+        loop_loss__beta=0.1,
+    ),
+    "weighted loss of every loop": dict(
+        model__plan="1x2", loop_loss__kind="weighted", loop_loss__weights=(0.3, 1.0)
+    ),
+    "prior on the exits": dict(
+        model__plan="1x3", loop__gate="linear", loop_loss__kind="ponder", loop_loss__prior=0.5
+    ),
+    "adaptive computation time": dict(
+        model__plan="1x3", loop__gate="act", loop_loss__kind="act", loop_loss__beta=0.01
     ),
     "running targets, accumulation, rsqrt": dict(
         data__targets="running", train__grad_accumulation=2, optimizer__schedule="rsqrt"

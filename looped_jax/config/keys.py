@@ -178,13 +178,20 @@ class Loop:
     )
     per_loop: str = key(
         "none",
-        "embedding: a learned vector per loop is added before it",
-        choices=("none", "embedding"),
+        "what tells loops apart: a learned vector, the time in every layer, LoRA in every layer",
+        choices=("none", "embedding", "time", "lora"),
+    )
+    lora_rank: int = key(8, "of per_loop=lora", range=POSITIVE)
+    lanes: str = key(
+        "one",
+        "streams from loop to loop: one; hyper: 2, mixed by numbers; hyperloop: 4, by functions",
+        choices=("one", "hyper", "hyperloop"),
     )
     gate: str = key(
         "none",
-        "linear: says after every loop, for each token, how likely it should stop there",
-        choices=("none", "linear"),
+        "linear: says after every loop, for each token, how likely it should stop there; act: "
+        "halts tokens and mixes their states",
+        choices=("none", "linear", "act"),
     )
     last_norm: str = key(
         "once",
@@ -200,6 +207,28 @@ class Loop:
         "last",
         "parameters of loops beyond the trained ones: the last one's, the mean of all, or an error",
         choices=("last", "mean", "refuse"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopLoss:
+    """What loops are trained for (docs/loop_variants.md)"""
+
+    kind: str = key(
+        "last",
+        "the last loop's loss; a weighted sum of every loop's; expected: by the gate's probability "
+        "of ending there; gate: the gate alone (freeze the rest); ponder; act",
+        choices=("last", "weighted", "expected", "gate", "ponder", "act"),
+    )
+    weights: tuple[float, ...] = key((), "weighted: one per loop of the plan; (): all the same")
+    beta: float = key(
+        0.05,
+        "of the exits' entropy (expected), their divergence from the prior (ponder), the ponder "
+        "time (act)",
+        range=NOT_NEGATIVE,
+    )
+    prior: float = key(
+        0.2, "ponder: to end after a loop, geometric over loops", range=Range(0, 1, "high")
     )
 
 
@@ -411,6 +440,7 @@ SECTIONS: dict[str, type] = {
     "model": Model,
     "loop": Loop,
     "counts": Counts,
+    "loop_loss": LoopLoss,
     "mesh": Mesh,
     "data": Data,
     "prepare": Prepare,

@@ -83,13 +83,12 @@ def _check_loop(config: ConfigDict) -> None:
 def _check_tuples(config: ConfigDict) -> None:
     """UserError for a tuple whose parts are not what its key needs."""
 
+    def is_number(item: Any) -> bool:
+        is_one = isinstance(item, (int, float)) and not isinstance(item, bool)
+        return is_one and 0 <= item < MOST
+
     def is_weight(item: Any) -> bool:
-        return (
-            _is_pair(item)
-            and isinstance(item[1], (int, float))
-            and not isinstance(item[1], bool)
-            and 0 <= item[1] < MOST
-        )
+        return _is_pair(item) and is_number(item[1])
 
     def is_rule(item: Any) -> bool:
         if not _is_pair(item):
@@ -111,6 +110,7 @@ def _check_tuples(config: ConfigDict) -> None:
         "mesh.rules": (is_rule, '(logical axis, mesh axis), e.g. ("embed", "fsdp")'),
         "prepare.weights": (is_weight, "(component, copies), e.g. ('ArXiv', 2.0)"),
         "optimizer.group_rates": (is_weight, "(a parameter's path, factor), e.g. ('embed', 0.1)"),
+        "loop_loss.weights": (is_number, "a number, not negative"),
         "optimizer.frozen": (is_pattern, "a parameter's path, e.g. 'segment_0/layers'"),
         "eval.tasks": (is_name, "the name of a task"),
         "model.saved_names": (is_name, "a name"),

@@ -35,6 +35,7 @@ class ModelConfig:
     tied_output: bool = True
     loop: tuple[tuple[str, str], ...] = ()  # Option of config.loop, variant; see models/loops/.
     beyond_trained: str = "last"
+    lora_rank: int = 8
     gradient_loops: int = 0  # Of a pass whose loop counts are data, those with gradients.
     dtype: Any = jnp.float32
     remat: str = "none"
@@ -85,7 +86,7 @@ class ModelConfig:
         fields = {**model.to_dict(), "max_length": max_length, "backend": backend}
         fields["gradient_loops"] = gradient_loops
         fields["plan"] = LoopPlan.parse(model.plan)
-        fields |= {name: loop.pop(name) for name in ("norms", "beyond_trained")}
+        fields |= {name: loop.pop(name) for name in ("norms", "beyond_trained", "lora_rank")}
         plain = {option: KEYS[f"loop.{option}"].default for option in loop}
         fields["loop"] = tuple(sorted((k, name) for k, name in loop.items() if name != plain[k]))
         fields["vocab_size"] = model.vocab_size or 8 * -(-vocab_size // 8)

@@ -9,23 +9,25 @@ from looped_jax.models.config import ModelConfig
 from looped_jax.models.loops import VARIANTS
 
 
-def _per_token(config: ModelConfig, length: int) -> tuple[float, float]:
-    """Of a forward pass, what the plan's loops take, and the rest."""
+def _per_token(config: ModelConfig, length: int) -> tuple[float, float, float]:
+    """Of a forward pass, what the plan's loops take, what comes before or between them, and what
+    reads them out: the layers behind the last of them, and the output projection."""
     d, f = config.d_model, config.d_ff
     queries, groups = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     projections = 2 * d * (queries + 2 * groups) + 2 * queries * d
     attention = 2 * 2 * length * queries  # Scores, and the average of the values.
     mlp = 2 * d * f * (3 if config.mlp == "swiglu" else 2)
-    in_loops, rest = 0, 2 * d * config.vocab_size
+    in_loops, before, after = 0, 0, 0
     variants = [VARIANTS[option][name] for option, name in config.loop]
     for segment in config.plan.segments:
         once = segment.layers * (projections + attention + mlp)
         if segment.trained_loops == 1:
-            rest += once
+            after += once
             continue
-        in_loops += segment.loops * (once + sum(v.loop_flops(config) for v in variants))
-        rest += sum(v.pass_flops(config) for v in variants)
-    return in_loops, rest
+        added = sum(v.loop_flops(config) + segment.layers * v.layer_flops(config) for v in variants)
+        in_loops += segment.loops * (once + added)
+        before, after = before + after + sum(v.pass_flops(config) for v in variants), 0
+    return in_loops, before, after + 2 * d * config.vocab_size
 
 
 def forward_flops(config: ModelConfig, rows: int, length: int) -> float:
@@ -34,18 +36,23 @@ def forward_flops(config: ModelConfig, rows: int, length: int) -> float:
 
 
 def train_flops(
-    config: ModelConfig, rows: int, length: int, counts: tuple[float, float] | None = None
+    config: ModelConfig,
+    rows: int,
+    length: int,
+    counts: tuple[float, float] | None = None,
+    read_outs: int = 1,
 ) -> float:
     """FLOPs of one training step: the backward pass takes twice the forward pass.
 
     ``counts``: loops of a row, and those of them that have a backward pass, where loop counts are
-    data (models/loops/counted.py); None: the plan's, and all. Recomputation (`remat`) is not
-    counted: model FLOPs, not hardware FLOPs.
+    data (models/loops/counted.py); None: the plan's, and all. ``read_outs``: loops that have a loss
+    (training/loop_losses.py). Recomputation (`remat`) is not counted: model FLOPs, not hardware
+    FLOPs.
     """
-    in_loops, rest = _per_token(config, length)
+    in_loops, before, after = _per_token(config, length)
     passes: float = 3  # Over the plan's loops.
     if counts is not None:
         loops, with_gradient = counts
         (planned,) = (s.loops for s in config.plan.segments if s.trained_loops > 1)
         passes = (loops + 2 * with_gradient) / planned
-    return rows * length * (passes * in_loops + 3 * rest)
+    return rows * length * (passes * in_loops + 3 * (before + read_outs * after))

@@ -6,6 +6,7 @@ is laid out and executed: models/execution.py.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -34,7 +35,8 @@ class LayerInputs(struct.PyTreeNode):
 
     When decoding: ``cache`` is the whole segment's, [L, k, B, G, S, K], from which a layer takes
     its own part at once (a scan over it would copy each loop's part first, then each layer's);
-    ``seen_BS`` tells the places in use.
+    ``seen_BS`` tells the places in use. ``extra``: what a kind of loop tells its layers of the
+    loop (LoopVariant.layer_inputs), arrays that are broadcast to [B, T, …].
     """
 
     rotation: Rotation
@@ -42,6 +44,7 @@ class LayerInputs(struct.PyTreeNode):
     positions_BT: Array | None = None
     cache: KeyValues | None = None
     seen_BS: Array | None = None
+    extra: dict[str, Any] = struct.field(default_factory=dict)
 
 
 def norm(config: ModelConfig, name: str | None) -> Callable[[Array], Array]:
@@ -65,17 +68,6 @@ def head_norm(config: ModelConfig, name: str) -> Callable[[Array], Array]:
         return lambda x_BTHK: x_BTHK
     scale_init = partitioned(nn.initializers.ones_init(), "head_dim")
     return nn.RMSNorm(config.norm_eps, config.dtype, scale_init=scale_init, name=name)
-
-
-def joined(config: ModelConfig, name: str, x_BTD: Array, branch_BTD: Array) -> Array:
-    """The stream after a block: x + branch; with config.norms = branch, x + norm(branch) (Ouro,
-    arXiv 2510.25741); with stream, norm(x + branch) (Huginn, arXiv 2502.05171)."""
-    if config.norms == "pre":
-        return x_BTD + branch_BTD
-    after = norm(config, f"{name}_out_norm")
-    if config.norms == "branch":
-        return x_BTD + after(branch_BTD)
-    return after(x_BTD + branch_BTD)
 
 
 def rope_angles(config: ModelConfig, positions_BT: Array) -> Rotation:
@@ -168,10 +160,22 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """One decoder layer: x + attention(norm(x)), then x + MLP(norm(x)); config.norms adds norms."""
+    """One decoder layer: x + attention(norm(x)), then x + MLP(norm(x)); config.norms adds norms.
+
+    A kind of loop may have a kind of its own (LoopVariant.layer_class), which replaces `entering`
+    and `leaving`.
+    """
 
     config: ModelConfig
     keep: bool = False
+
+    def entering(self, block: str, normed_BTD: Array, inputs: LayerInputs) -> Array:
+        """What the block, `attention` or `mlp`, is given."""
+        return normed_BTD
+
+    def leaving(self, block: str, branch_BTD: Array, inputs: LayerInputs) -> Array:
+        """What is added to the stream."""
+        return branch_BTD
 
     @nn.compact
     def __call__(
@@ -179,8 +183,20 @@ class Layer(nn.Module):
     ) -> tuple[Array, KeyValues | None]:
         config = self.config
         normed_BTD = norm(config, "attention_norm")(x_BTD)
+        normed_BTD = self.entering("attention", normed_BTD, inputs)
         attended_BTD, kept = Attention(config, self.keep, name="attention")(normed_BTD, inputs, at)
-        x_BTD = joined(config, "attention", x_BTD, attended_BTD)
-        through_BTD = MLP(config, name="mlp")(norm(config, "mlp_norm")(x_BTD))
-        x_BTD = joined(config, "mlp", x_BTD, through_BTD)
+        x_BTD = self.joined("attention", x_BTD, attended_BTD, inputs)
+        normed_BTD = self.entering("mlp", norm(config, "mlp_norm")(x_BTD), inputs)
+        x_BTD = self.joined("mlp", x_BTD, MLP(config, name="mlp")(normed_BTD), inputs)
         return placed(config, x_BTD, "stream"), kept
+
+    def joined(self, block: str, x_BTD: Array, branch_BTD: Array, inputs: LayerInputs) -> Array:
+        """The stream after a block: x + branch; with config.norms = branch, x + norm(branch) (Ouro,
+        arXiv 2510.25741); with stream, norm(x + branch) (Huginn, arXiv 2502.05171)."""
+        config = self.config
+        if config.norms == "branch":
+            branch_BTD = norm(config, f"{block}_out_norm")(branch_BTD)
+        x_BTD = x_BTD + self.leaving(block, branch_BTD, inputs)
+        if config.norms == "stream":
+            x_BTD = norm(config, f"{block}_out_norm")(x_BTD)
+        return x_BTD

@@ -134,6 +134,29 @@ def token_scores(
     )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def token_losses(config: ModelConfig, x_BTD: Array, kernel_VD: Array, targets_BT: Array) -> Array:
+    """Cross-entropy of each token, float32 [B, T], whatever is made of it later: for its gradient
+    the logits are computed once more, where ``loss_sums`` has it at once but must know what each
+    token weighs. Between, nothing is kept but the arguments."""
+    return token_scores(config, x_BTD, kernel_VD, targets_BT)[0]
+
+
+def _token_losses_forward(config: ModelConfig, *arrays: Array) -> tuple[Array, tuple[Array, ...]]:
+    return token_losses(config, *arrays), arrays
+
+
+def _token_losses_backward(
+    config: ModelConfig, arrays: tuple[Array, ...], of_xent_BT: Array
+) -> tuple[Any, ...]:
+    x_BTD, kernel_VD, targets_BT = arrays
+    _, gradients = _with_gradients(config, 0.0, x_BTD, kernel_VD, targets_BT, of_xent_BT)
+    return (*gradients, None)
+
+
+token_losses.defvjp(_token_losses_forward, _token_losses_backward)
+
+
 def _run(function: Callable[..., Any], axes: Any, in_specs: Any, out_specs: Any) -> Any:
     return per_device(function, axes, in_specs, out_specs) if axes else function
 

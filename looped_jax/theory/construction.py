@@ -348,6 +348,11 @@ def layers_of(model: LoopedTransformer, params: Any) -> list[LayerWeights]:
                 f"the theorems are about models with {key}={wanted!r}; this one has "
                 f"{getattr(config, key)!r}"
             )
+    if config.loop and any(segment.trained_loops > 1 for segment in config.plan.segments):
+        (option, name), *_ = config.loop
+        raise UserError(
+            f"the theorems are about plain loops; this model has config.loop.{option}={name!r}"
+        )
     if config.positions == "rope" or config.num_kv_heads != config.num_heads:
         raise UserError(
             "the theorems are about models with learned positions (or none) and as many key-value "

@@ -25,6 +25,7 @@ from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel.backend import backend_of
 from looped_jax.parallel.mesh import batch_sharding, make_mesh, mesh_context
 from looped_jax.training.loop_counts import LoopCounts, mean_counts
+from looped_jax.training.loop_losses import LoopLosses
 from looped_jax.training.optimizer import make_optimizer
 from looped_jax.training.parameter_groups import frozen_parameters
 from looped_jax.training.regularizer import CosineRegularizer
@@ -42,6 +43,7 @@ class Job:
     mesh: Mesh
     model: LoopedTransformer
     counts: LoopCounts | None
+    losses: LoopLosses | None  # None: the last loop's.
     regularizer: CosineRegularizer | None
     optimizer: optax.GradientTransformation
     frozen: Any  # True for parameters that are not trained; None if all are.
@@ -55,7 +57,9 @@ class Job:
     def step_flops(self, counts: tuple[float, float] | None) -> float:
         """Model FLOPs of a training step, see train_flops; ``counts`` of a job that has them."""
         model = self.model.config
-        return train_flops(model, self.config.train.batch_size, model.max_length, counts)
+        read_outs = 1 if self.losses is None else self.losses.read_outs
+        rows, length = self.config.train.batch_size, model.max_length
+        return train_flops(model, rows, length, counts, read_outs)
 
     @functools.cached_property
     def mean_step_flops(self) -> float:
@@ -82,7 +86,7 @@ def make_job(
             f"config.mesh.sequence={length_shards} does not divide rows of {data.length} tokens "
             "(config.data.length)"
         )
-    counts = LoopCounts.from_config(config)
+    counts, losses = LoopCounts.from_config(config), LoopLosses.from_config(config)
     model = LoopedTransformer(
         ModelConfig.from_config(
             config,
@@ -101,12 +105,15 @@ def make_job(
     layout = state_layout(model, optimizer, mesh, config.mesh.rules, averages)
     if counts is not None:
         counts.check(model.config, PER_LOOP in layout.abstract.params)
+    if losses is not None:
+        losses.check(model.config)
     return Job(
         config=config,
         data=data,
         mesh=mesh,
         model=model,
         counts=counts,
+        losses=losses,
         regularizer=regularizer,
         optimizer=optimizer,
         frozen=frozen,
@@ -128,6 +135,7 @@ def jitted_train_step(job: Job) -> Any:
             job.config.seed,
             counts=job.counts,
             frozen=job.frozen,
+            losses=job.losses,
             ema=job.config.optimizer.ema,
         ),
         donate_argnums=0,

@@ -12,10 +12,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from looped_jax.models.loss import loss_sums
-from looped_jax.models.transformer import LoopedTransformer, batch_forward
+from looped_jax.models.loops.segment import Wanted
+from looped_jax.models.loss import loss_sums, token_losses
+from looped_jax.models.transformer import (
+    LoopedTransformer,
+    batch_forward,
+    layer_inputs,
+    output_kernel,
+    read_out,
+)
 from looped_jax.training.average import averaged
 from looped_jax.training.loop_counts import LoopCounts
+from looped_jax.training.loop_losses import LoopLosses
 from looped_jax.training.parameter_groups import held
 from looped_jax.training.regularizer import CosineRegularizer
 from looped_jax.training.state import TrainState
@@ -30,11 +38,26 @@ def loss_sum(
     batch: Batch,
     z_loss: float,
     key: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Sum over weighted tokens of (cross-entropy + z_loss * log(Z)^2), and of cross-entropy."""
-    output = batch_forward(model, params, batch, key=key)
-    targets_BT, weights_BT = batch["targets"], batch["loss_weights"]
-    return loss_sums(model.config, output.x_BTD, output.kernel_VD, targets_BT, weights_BT, z_loss)
+    losses: LoopLosses | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """Sums over weighted tokens: what is minimised, cross-entropy + z_loss * log(Z)^2 unless
+    ``losses`` says otherwise, and what is reported, `loss` being the cross-entropy."""
+    config, targets_BT, weights_BT = model.config, batch["targets"], batch["loss_weights"]
+    asked: dict[str, Any] = {}
+    if losses is not None:
+        asked["wanted"] = Wanted(emitted=True)
+    if losses is not None and losses.looks:
+        kernel_VD = output_kernel(model, params)
+        rows = (batch["tokens"], batch["segment_ids"], batch["positions"])
+        read = read_out(model, params, layer_inputs(config, *rows), losses.segment)
+        asked["look"] = lambda x_BTD: token_losses(config, read(x_BTD), kernel_VD, targets_BT)
+    output = batch_forward(model, params, batch, key=key, **asked)
+    if losses is not None and losses.looks:
+        return losses.of_every_loop(output.segments[losses.segment], weights_BT)
+    found = loss_sums(config, output.x_BTD, output.kernel_VD, targets_BT, weights_BT, z_loss)
+    if losses is None:
+        return found[0], {"loss": found[1]}
+    return losses.of_the_mixture(found[0], output.segments[losses.segment], weights_BT)
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:
@@ -57,30 +80,34 @@ def loss_and_grads(
     parts: int = 1,
     key: jax.Array | None = None,
     frozen: Any = None,
-) -> tuple[jax.Array, Any]:
-    """Mean cross-entropy and the gradient of the whole loss, in ``parts`` passes over the batch.
+    losses: LoopLosses | None = None,
+) -> tuple[Metrics, Any]:
+    """What ``loss_sum`` reports, averaged over tokens, `loss` being the mean cross-entropy, and the
+    gradient of what it minimises, in ``parts`` passes over the batch.
 
     ``key``: for loops that draw; each part has one of its own. ``frozen``: True for parameters
     whose gradient is not computed; it is 0.
     """
     total = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
 
-    def part_loss(params: Any, part: Batch, number: Any = 0) -> tuple[jax.Array, jax.Array]:
+    def part_loss(params: Any, part: Batch, number: Any = 0) -> tuple[jax.Array, Metrics]:
         own = None if key is None else jax.random.fold_in(key, number)
-        loss, xent = loss_sum(model, held(params, frozen), part, z_loss, own)
-        return loss / total, xent / total
+        loss, sums = loss_sum(model, held(params, frozen), part, z_loss, own, losses)
+        return loss / total, {name: value / total for name, value in sums.items()}
 
-    value_and_grad = jax.value_and_grad(part_loss, has_aux=True)
+    metrics_and_grad = jax.grad(part_loss, has_aux=True)
     if parts == 1:
-        (_, xent), grads = value_and_grad(params, batch)
-        return xent, grads
+        grads, metrics = metrics_and_grad(params, batch)
+        return metrics, grads
 
-    def add(sums: tuple[jax.Array, Any], numbered: Any) -> tuple[tuple[jax.Array, Any], None]:
-        (_, xent), grads = value_and_grad(params, *numbered)
-        return jax.tree.map(jnp.add, sums, (xent, grads)), None
+    def add(sums: Any, numbered: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, metrics_and_grad(params, *numbered)), None
 
-    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-    return jax.lax.scan(add, zeros, (split_batch(batch, parts), jnp.arange(parts)))[0]
+    split = split_batch(batch, parts)
+    shapes = jax.eval_shape(metrics_and_grad, params, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    grads, metrics = jax.lax.scan(add, zeros, (split, jnp.arange(parts)))[0]
+    return metrics, grads
 
 
 def make_train_step(
@@ -92,6 +119,7 @@ def make_train_step(
     seed: int = 0,
     counts: LoopCounts | None = None,
     frozen: Any = None,
+    losses: LoopLosses | None = None,
     ema: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The function (state, batch) -> (next state, scalars of this step), to be jitted. What a step
@@ -105,7 +133,9 @@ def make_train_step(
             loops_B = counts(key, state.step, len(batch["tokens"]))
             loops_B = nn.with_logical_constraint(loops_B, ("batch",))
             batch, drawn = {**batch, "loops": loops_B}, counts.made(loops_B)
-        loss, grads = loss_and_grads(model, state.params, batch, z_loss, parts, key, frozen)
+        reported, grads = loss_and_grads(
+            model, state.params, batch, z_loss, parts, key, frozen, losses
+        )
         similarity: Metrics = {}
         if regularizer is not None:
             of_penalty, by_group = jax.grad(
@@ -115,7 +145,7 @@ def make_train_step(
             similarity = {f"similarity/{name}": value for name, value in by_group.items()}
             similarity["similarity"] = jnp.mean(jnp.stack(list(by_group.values())))
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **drawn, **similarity}
+        metrics = {**reported, "grad_norm": optax.tree.norm(grads), **drawn, **similarity}
         step, params = state.step + 1, optax.apply_updates(state.params, updates)
         average = averaged(state.average, params, step, ema) if ema else None
         next_state = TrainState(step, params, optimizer_state, average)

@@ -1,6 +1,7 @@
 """Cache policies and exits: what is decoded is what a plain `for` over tokens, loops and layers
 says, one row at a time."""
 
+import functools
 from typing import Any
 
 import jax
@@ -267,16 +268,28 @@ def test_without_an_exit_all_tokens_take_the_plans_loops(params: Any) -> None:
     assert row.depths == [4] * len(row.tokens)
 
 
-def test_parameters_per_loop_are_those_of_the_loop() -> None:
-    model = small_model("1x3", loop=(("per_loop", "embedding"),))
-    params = jax.tree.map(lambda leaf: leaf + 0.3, init(model))
-    table = params["per_loop"]
-    varied = jax.tree.map(lambda a: a * (1 + np.arange(len(a)))[:, None], table)
-    params = {**params, "per_loop": varied}
-    for loops in (3, 5):
-        expected = token_logits(model, params, TOKENS, loops)
-        output = forward(model, params, TOKENS, loops=loops, exit=ExitRule("state", 1e-9))
-        np.testing.assert_allclose(logits(model.config, output), expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(
+    ("loop", "loops"),
+    [
+        ((("per_loop", "embedding"), ("injection", "decay"), ("last_norm", "every_loop")), 5),
+        ((("per_loop", "lora"), ("lanes", "hyper"), ("injection", "add")), 2),
+        ((("per_loop", "time"), ("lanes", "hyperloop")), 3),
+    ],
+)
+def test_kinds_of_loops_leave_as_they_end(loop: tuple, loops: int) -> None:
+    """Parameters of each loop are its own, and what a kind does after the last is done."""
+    model = small_model("1x3,1x1", loop=loop)
+    leaves, tree = jax.tree.flatten(init(model))
+    rng = np.random.default_rng(0)
+    params = tree.unflatten([leaf + 0.3 * rng.normal(size=leaf.shape) for leaf in leaves])
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(params: Any, rule: ExitRule | None) -> Any:
+        output = forward(model, params, TOKENS, loops=loops, exit=rule)
+        return logits(model.config, output)
+
+    never, expected = ExitRule("kl", 1e-30), run(params, None)
+    np.testing.assert_allclose(run(params, never), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +309,14 @@ def test_parameters_per_loop_are_those_of_the_loop() -> None:
     ],
 )
 def test_what_cannot_be_is_refused(plan: str, cache: str, exit: str, message: str) -> None:
-    with pytest.raises(UserError, match=None) as error:
+    with pytest.raises(UserError) as error:
         Policy.parse(cache, exit).check(small_model(plan).config, None)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_tokens_that_halt_by_themselves_take_no_other_exit() -> None:
+    model = small_model("1x4", loop=(("gate", "act"),))
+    with pytest.raises(UserError, match="tokens halt by that"):
+        Policy.parse("last", "cdf:0.5").check(model.config, None)
+    Policy.parse("last", "none").check(model.config, None)

@@ -38,6 +38,8 @@ def test_counted_flops_agree_with_the_compiler(plan: str, fields: dict[str, Any]
         ("1x1,1x3,1x1", (("injection", "decay"),)),
         ("6x1", ()),
         ("1x3", (("injection", "concat"),)),
+        ("2x3", (("lanes", "hyper"), ("per_loop", "lora"))),
+        ("1x3", (("lanes", "hyperloop"),)),
     ],
 )
 def test_counted_flops_of_a_step_are_the_products_of_the_compiled_step(

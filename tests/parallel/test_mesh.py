@@ -26,8 +26,8 @@ def one_step(**mesh: int) -> tuple[Any, Any, Any]:
     batch = put_batch(random_rows(rows=16, length=8, vocab=10), job.mesh)
     with job.context():
         compute = jax.jit(lambda params, batch: loss_and_grads(job.model, params, batch))
-        loss, grads = compute(state.params, batch)
-    return state, loss, jax.device_get(grads)
+        metrics, grads = compute(state.params, batch)
+    return state, metrics["loss"], jax.device_get(grads)
 
 
 @pytest.fixture(scope="module")

@@ -123,6 +123,13 @@ def test_models_of_another_class_are_refused(fields: dict[str, str], message: st
         simulate_depth.simulate_depth(model, init(model))
 
 
+def test_models_of_another_kind_of_loop_are_refused() -> None:
+    fields = dict(norm="none", mlp="relu", positions="learned", loop=(("per_loop", "lora"),))
+    model = small_model("1x2", **fields)
+    with pytest.raises(UserError, match=r"config.loop.per_loop='lora'"):
+        simulate_depth.simulate_depth(model, init(model))
+
+
 # Corollary 5.3.
 
 

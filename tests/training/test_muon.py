@@ -49,6 +49,20 @@ def test_a_segments_matrix_of_both_inputs_is_muons() -> None:
     assert of_segment == optax.contrib.MuonDimensionNumbers((0,), (1,))
 
 
+def test_what_loops_have_for_themselves_is_adamws_and_the_rest_as_ever() -> None:
+    axes = parameter_axes(small_model("2x3", loop=(("lanes", "hyperloop"), ("per_loop", "lora"))))
+    mine = by_path(map_parameters(lambda *of: matrix_axes(*of) is not None, axes))
+    plain = parameter_axes(small_model("2x3"))
+    assert {path for path, is_mine in mine.items() if is_mine} == {
+        path
+        for path, is_mine in by_path(
+            map_parameters(lambda *of: matrix_axes(*of) is not None, plain)
+        ).items()
+        if is_mine
+    }
+    assert "per_loop/segment_0/layers/layer/mlp/up/lora_a" in mine
+
+
 def gradients(params: Any, step: int) -> Any:
     rng = np.random.default_rng(step)
     return jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)

@@ -150,10 +150,10 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch() -> None:
     compute = jax.jit(
         lambda p, parts: loss_and_grads(model, p, rows, 1e-3, parts), static_argnums=1
     )
-    loss, grads = compute(params, 1)
+    metrics, grads = compute(params, 1)
     for parts in (2, 4):
-        loss_n, grads_n = compute(params, parts)
-        np.testing.assert_allclose(loss, loss_n, rtol=1e-6)
+        metrics_n, grads_n = compute(params, parts)
+        np.testing.assert_allclose(metrics["loss"], metrics_n["loss"], rtol=1e-6)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), grads, grads_n
         )
@@ -170,11 +170,11 @@ def test_the_loss_is_the_mean_cross_entropy_of_weighted_tokens_plus_z_loss() -> 
     chosen = np.take_along_axis(logits, rows["targets"][..., None], axis=-1)[..., 0]
     weights = rows["loss_weights"]
     expected = (weights * (log_z - chosen)).sum()
-    whole, xent = loss_sum(model, params, rows, 0.01)
-    assert float(xent) == pytest.approx(expected, rel=1e-5)
+    whole, sums = loss_sum(model, params, rows, 0.01)
+    assert float(sums["loss"]) == pytest.approx(expected, rel=1e-5)
     assert float(whole) == pytest.approx(expected + 0.01 * (weights * log_z**2).sum(), rel=1e-5)
-    mean, _ = loss_and_grads(model, params, rows)
-    assert float(mean) == pytest.approx(expected / weights.sum(), rel=1e-5)
+    means, _ = loss_and_grads(model, params, rows)
+    assert float(means["loss"]) == pytest.approx(expected / weights.sum(), rel=1e-5)
 
 
 def regrouped(params: Any, layers: int) -> Any:

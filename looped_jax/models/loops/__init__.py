@@ -4,21 +4,27 @@ A new one is a file here, a line in VARIANTS, and its name among the choices of 
 looped_jax/config/keys.py.
 """
 
+from looped_jax.models.loops.act import AdaptiveTime
 from looped_jax.models.loops.base import LoopVariant
 from looped_jax.models.loops.embedding import LoopEmbedding
 from looped_jax.models.loops.gate import LinearGate
 from looped_jax.models.loops.injection_add import AddInput
 from looped_jax.models.loops.injection_concat import ConcatInput
 from looped_jax.models.loops.injection_decay import DecayInput
+from looped_jax.models.loops.lanes_hyper import HyperLanes
+from looped_jax.models.loops.lanes_hyperloop import Hyperloop
 from looped_jax.models.loops.last_norm import NormEveryLoop
+from looped_jax.models.loops.lora import LoopLora
 from looped_jax.models.loops.state import NoiseState, ZeroState
+from looped_jax.models.loops.time import LoopTime
 
 # Option of config.loop -> name -> variant; an option's default is the plain loop. They enter a loop
-# in this order and leave it in the reverse order.
+# in this order and leave it in the reverse order; start and finish are in this order.
 VARIANTS: dict[str, dict[str, type[LoopVariant]]] = {
+    "gate": {"linear": LinearGate, "act": AdaptiveTime},
     "last_norm": {"every_loop": NormEveryLoop},
     "state": {"noise": NoiseState, "zero": ZeroState},
+    "lanes": {"hyper": HyperLanes, "hyperloop": Hyperloop},
     "injection": {"add": AddInput, "concat": ConcatInput, "decay": DecayInput},
-    "per_loop": {"embedding": LoopEmbedding},
-    "gate": {"linear": LinearGate},
+    "per_loop": {"embedding": LoopEmbedding, "time": LoopTime, "lora": LoopLora},
 }

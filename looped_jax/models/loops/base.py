@@ -3,7 +3,8 @@
 A segment k⊗L passes its input x0 through the same k layers L times (models/loops/segment.py):
 
     context <- prepare(x0);  state <- start(x0)
-    L times:  state <- enter(state);  state.x <- layers(state.x);  state <- leave(state)
+    L times:  state <- enter(state);  state.x <- layers(state.x, layer_inputs);
+              state <- leave(state)
     x <- finish(state)
 
 A variant is a LoopVariant that replaces some of these steps. Shapes in names as in
@@ -11,7 +12,7 @@ models/layers.py; L loops.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -21,7 +22,7 @@ from flax import struct
 from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.execution import partitioned
-from looped_jax.models.layers import Array, KeyValues, LayerInputs
+from looped_jax.models.layers import Array, KeyValues, Layer, LayerInputs
 
 # Flax's collection of parameters of which every loop has its own: [L, …] with the trained L.
 PER_LOOP = "per_loop"
@@ -36,19 +37,36 @@ class LoopState(struct.PyTreeNode):
 
 
 class Counts(struct.PyTreeNode):
-    """Loop counts that are data (models/loops/counted.py): int32, of each row and the largest."""
+    """Loop counts that are data (models/loops/counted.py): int32, of each row and the largest, and
+    how many of a row's loops have gradients, the last ones."""
 
     loops_B: Array
     longest: Array
+    with_gradient: int = struct.field(pytree_node=False, default=0)
+
+    @property
+    def before(self) -> tuple[Array, Array]:
+        """Loops without gradients, of each row and of one with the largest count."""
+        return (
+            jnp.maximum(self.loops_B - self.with_gradient, 0),
+            jnp.maximum(self.longest - self.with_gradient, 0),
+        )
+
+    def number_B(self, loop: Array) -> Array:
+        """Each row's own number of the loop that is number ``loop`` of a row with the largest
+        count; anything for a row that waits."""
+        before_B, before = self.before
+        return jnp.where(loop < before, loop, loop - before + before_B)
 
 
 class LoopContext(struct.PyTreeNode):
-    """What is the same in all loops of a segment: its input, what its layers are given, what
-    variants compute once for all loops, arrays [B, …], loop counts if these are data, and what
-    looks at the stream at the end of every loop."""
+    """What is the same in all loops of a segment: its input, what its layers are given, the number
+    of loops, what variants compute once for all of them, arrays [B, …], loop counts if these are
+    data (then ``loops`` says nothing), and what looks at the stream at the end of every loop."""
 
     x0_BTD: Array
     inputs: LayerInputs
+    loops: int = struct.field(pytree_node=False, default=1)
     extra: dict[str, Any] = struct.field(default_factory=dict)
     counts: Counts | None = None
     look: Callable[[Array], Any] | None = struct.field(pytree_node=False, default=None)
@@ -81,9 +99,14 @@ class LoopVariant(nn.Module):
     rows, and carried in `state.extra`: `self.make_rng("loop")` gives a key, in training one that
     follows from seed and step; when evaluating there is none unless the caller gives one
     (`self.has_rng("loop")`).
+
+    layer_class: the layers of segments that are looped, a subclass of Layer, for a variant that
+      changes something inside them. What they make by `per_loop` has every loop of every layer
+      for itself, [L, k, …].
     """
 
     config: ModelConfig
+    layer_class: ClassVar[type[Layer]] = Layer
 
     def prepare(self, context: LoopContext) -> LoopContext:
         """Before all else; what is put in ``context.extra`` all loops see."""
@@ -96,6 +119,12 @@ class LoopVariant(nn.Module):
     def enter(self, state: LoopState, context: LoopContext, loop: Array) -> LoopState:
         """Before the layers of a loop."""
         return state
+
+    def layer_inputs(
+        self, inputs: LayerInputs, state: LoopState, context: LoopContext, loop: Array
+    ) -> LayerInputs:
+        """What the layers of a loop are given: ``inputs``, with more in ``inputs.extra``."""
+        return inputs
 
     def leave(self, state: LoopState, context: LoopContext, loop: Array) -> LoopState:
         """After the layers of a loop."""
@@ -115,17 +144,30 @@ class LoopVariant(nn.Module):
         return 0
 
     @classmethod
+    def layer_flops(cls, config: ModelConfig) -> int:
+        """The same, in each layer of a loop."""
+        return 0
+
+    @classmethod
     def pass_flops(cls, config: ModelConfig) -> int:
         """The same before the first and after the last loop."""
         return 0
 
-    def per_loop(self, name: str, init: Any, shape: tuple[int, ...], *axes: str) -> Array:
+    def per_loop(self, name: str, init: Any, shape: tuple[int, ...], *axes: str | None) -> Array:
         """This loop's own parameter of this shape and these logical axes, float32."""
-        make = partitioned(init, *axes)
-        value = self.variable(
-            PER_LOOP, name, lambda: make(self.make_rng(PER_LOOP), shape, jnp.float32)
-        )
-        return value.value
+        return per_loop(self, name, init, shape, *axes)
+
+
+def per_loop(
+    module: nn.Module, name: str, init: Any, shape: tuple[int, ...], *axes: str | None
+) -> Array:
+    """A module's parameter of this shape and these logical axes, float32, that each loop has for
+    itself, and each layer, if the module is in one."""
+    make = partitioned(init, *axes)
+    value = module.variable(
+        PER_LOOP, name, lambda: make(module.make_rng(PER_LOOP), shape, jnp.float32)
+    )
+    return value.value
 
 
 def rows_of(array_L: Array, loops: int, beyond: str) -> Array:

@@ -21,12 +21,12 @@ Step = Callable[[Any, LoopState, Array], LoopState]
 
 
 def counted_loops(
-    step: Step, learned: Any, state: LoopState, counts: Counts, with_gradient: int, unroll: bool
+    step: Step, learned: Any, state: LoopState, counts: Counts, unroll: bool
 ) -> LoopState:
-    """``step`` as often as ``counts`` say, ``with_gradient`` times at most with gradients to
+    """``step`` as often as ``counts`` say, ``counts.with_gradient`` times at most with gradients to
     ``learned``, which is all that they go to but for the state to begin with.
 
-    The loop's number is that of a row with the largest count.
+    The loop's number is that of a row with the largest count; see Counts.number_B.
     """
 
     def where(active_B: Array, new: Array, old: Array) -> Array:
@@ -35,8 +35,7 @@ def counted_loops(
     def kept(active_B: Array, new: LoopState, old: LoopState) -> LoopState:
         return jax.tree.map(lambda a, b: where(active_B, a, b), new, old)
 
-    before_B = jnp.maximum(counts.loops_B - with_gradient, 0)
-    before = jnp.maximum(counts.longest - with_gradient, 0)
+    before_B, before = counts.before
     constants = jax.lax.stop_gradient(learned)
 
     def more(carry: tuple[Array, LoopState]) -> Array:
@@ -54,5 +53,5 @@ def counted_loops(
     _, advanced = jax.lax.while_loop(more, one_without, start)
     # A row that has not gone through the `while` keeps the gradient to what it began with.
     state = kept(before_B > 0, advanced, state)
-    numbers = jnp.arange(with_gradient)
-    return jax.lax.scan(one_with, state, numbers, unroll=with_gradient if unroll else 1)[0]
+    numbers = jnp.arange(counts.with_gradient)
+    return jax.lax.scan(one_with, state, numbers, unroll=len(numbers) if unroll else 1)[0]

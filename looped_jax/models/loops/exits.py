@@ -65,12 +65,16 @@ class ExitRule:
         return f"{self.name}:{self.threshold:g}" + (f":{self.least}" if self.least > 1 else "")
 
     def check(self, config: ModelConfig) -> None:
-        """UserError unless exactly one segment is looped, and has a gate if the rule is its."""
+        """UserError unless exactly one segment is looped, has a gate if the rule is its, and does
+        not halt tokens by itself."""
         looped = sum(segment.trained_loops > 1 for segment in config.plan.segments)
         if looped != 1:
             count = "no looped segment" if not looped else f"{looped} looped segments"
             raise UserError(f"exit={self}: plan {config.plan} has {count}; an exit needs one")
-        if self.name == "cdf" and "gate" not in dict(config.loop):
+        gate = dict(config.loop).get("gate")
+        if gate == "act":
+            raise UserError(f"exit={self}: with config.loop.gate='act' tokens halt by that")
+        if self.name == "cdf" and gate != "linear":
             raise UserError(f"exit={self} asks a gate; the model has none (config.loop.gate)")
 
     def start(self, config: ModelConfig, x_BTD: Array) -> Array:

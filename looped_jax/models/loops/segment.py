@@ -89,13 +89,15 @@ class LayerStep(nn.Module):
 
     config: ModelConfig
     keep: bool = False
+    layer_class: type[Layer] = Layer
 
     @nn.compact
     def __call__(
         self, x_BTD: Array, layer: Array, loop: Array, inputs: LayerInputs
     ) -> tuple[Array, KeyValues | None]:
         """One layer; ``loop`` and ``layer`` tell its place in a cache."""
-        return Layer(self.config, self.keep, name="layer")(x_BTD, inputs, (loop, layer))
+        made = self.layer_class(self.config, self.keep, name="layer")
+        return made(x_BTD, inputs, (loop, layer))
 
 
 class LoopedSegment(nn.Module):
@@ -111,8 +113,11 @@ class LoopedSegment(nn.Module):
         option's name."""
         chosen = dict(self.config.loop) if self.segment.trained_loops > 1 else {}
         self.options = tuple(option for option in VARIANTS if option in chosen)
-        for option in self.options:
-            setattr(self, option, VARIANTS[option][chosen[option]](self.config))
+        variants = {option: VARIANTS[option][chosen[option]] for option in self.options}
+        for option, variant in variants.items():
+            setattr(self, option, variant(self.config))
+        # Two kinds of layers would not know of each other.
+        (layer_class,) = {variant.layer_class for variant in variants.values()} - {Layer} or {Layer}
         unroll, _ = unrolled_scans(self.config, self.segment)
         self.layers = nn.scan(
             # Inside a rolled scan XLA cannot merge the recomputation with the original.
@@ -123,7 +128,7 @@ class LoopedSegment(nn.Module):
             length=self.segment.layers,
             unroll=self.segment.layers if unroll else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(self.config, self.wanted.kept)
+        )(self.config, self.wanted.kept, layer_class)
 
     def variants(self) -> list[tuple[str, LoopVariant]]:
         """Option and variant, in the order in which they enter a loop."""
@@ -143,8 +148,8 @@ class LoopedSegment(nn.Module):
         if self.segment.trained_loops == 1:
             look = None
         elif loops_B is not None:
-            counts = Counts(loops_B, jnp.max(loops_B))
-        context = LoopContext(x_BTD, inputs, counts=counts, look=look)
+            counts = Counts(loops_B, jnp.max(loops_B), self.config.gradient_loops)
+        context = LoopContext(x_BTD, inputs, self.segment.loops, counts=counts, look=look)
         for _, variant in self.variants():
             context = variant.prepare(context)
         state = self.start(context)
@@ -167,7 +172,7 @@ class LoopedSegment(nn.Module):
 
     def finish(self, state: LoopState, context: LoopContext) -> Array:
         """x_BTD of the state after the last loop."""
-        for _, variant in reversed(self.variants()):
+        for _, variant in self.variants():
             state = variant.finish(state, context)
         return state.x_BTD
 
@@ -177,11 +182,14 @@ class LoopedSegment(nn.Module):
         """One pass through the k layers: the block f."""
         for _, variant in self.variants():
             state = variant.enter(state, context, loop)
+        inputs = context.inputs
+        for _, variant in self.variants():
+            inputs = variant.layer_inputs(inputs, state, context, loop)
         numbers = jnp.arange(self.segment.layers)
-        slot, cache = loop, context.inputs.cache
+        slot, cache = loop, inputs.cache
         if cache is not None and len(cache.k) != self.segment.loops:
             slot = loop % len(cache.k)  # Loops share them; inference/policy.py.
-        x_BTD, kept = self.layers(state.x_BTD, numbers, slot, context.inputs)
+        x_BTD, kept = self.layers(state.x_BTD, numbers, slot, inputs)
         state = state.replace(x_BTD=x_BTD)
         for _, variant in reversed(self.variants()):
             state = variant.leave(state, context, loop)
@@ -238,8 +246,8 @@ class LoopedSegment(nn.Module):
 
         if config.remat == "loop":
             step = jax.checkpoint(step, prevent_cse=unroll)
-        learned = (dict(self.variables), context.replace(counts=None))
-        return counted_loops(step, learned, state, counts, config.gradient_loops, unroll)
+        learned = (dict(self.variables), context)
+        return counted_loops(step, learned, state, counts, unroll)
 
     def leaving(
         self, state: LoopState, context: LoopContext, rule: ExitRule

@@ -28,11 +28,12 @@ M = 3  # Loops with gradients.
 PLAN = "1x1,2x4,1x1"
 KINDS: dict[str, Any] = {
     "plain": (),
-    "input, decay": (("injection", "decay"),),
-    "noise, concat, norm after every loop, embedding": (
+    "decay, time": (("injection", "decay"), ("per_loop", "time")),
+    "noise, lanes, concat, norm after every loop, LoRA": (
         ("injection", "concat"),
+        ("lanes", "hyper"),
         ("last_norm", "every_loop"),
-        ("per_loop", "embedding"),
+        ("per_loop", "lora"),
         ("state", "noise"),
     ),
 }
@@ -72,7 +73,7 @@ def by_hand(kind: str, params: Any, loops: int) -> Any:
         if segment.loops == 1:
             x, _ = run.apply(variables(params, index, 0), x, inputs)
             continue
-        first = LoopContext(x, inputs)
+        first = LoopContext(x, inputs, loops)
         context, state = run.apply(variables(params, index, 0), first, method=begun)
         for loop in range(loops):
             cut = jax.lax.stop_gradient if loop < loops - M else lambda tree: tree
@@ -114,7 +115,7 @@ def test_counted_loops_equal_a_plain_for_that_cuts_gradients(kind: str) -> None:
 
 
 def test_rows_of_different_counts_are_what_each_is_by_itself() -> None:
-    kind = "input, decay"
+    kind = "decay, time"
     model, params = model_of(kind), params_of(kind)
     loops_B = np.asarray([2, 7, 3], np.int32)
     mixed = batch_forward(model, params, {**ROWS, "loops": loops_B}).x_BTD
@@ -141,7 +142,7 @@ def test_rows_of_different_counts_are_what_each_is_by_itself() -> None:
     ids=str,
 )
 def test_execution_does_not_change_counted_loops(how: dict[str, Any]) -> None:
-    kind = "noise, concat, norm after every loop, embedding"
+    kind = "noise, lanes, concat, norm after every loop, LoRA"
     params, loops_B = params_of(kind), np.full(3, 5, np.int32)
     assert_close(
         compiled(kind, tuple(how.items()))(params, loops_B), compiled(kind)(params, loops_B)
@@ -152,7 +153,7 @@ def test_execution_does_not_change_counted_loops(how: dict[str, Any]) -> None:
 def one_step(name: str) -> Any:
     widths = dict(data__length=8, model__plan="1x1,1x3", model__vocab_size=16)
     counts = dict(counts__distribution="poisson", counts__gradient_loops=2, counts__by="row")
-    loop = dict(loop__injection="decay", loop__state="noise")
+    loop = dict(loop__injection="decay", loop__state="noise", loop__per_loop="time")
     job = make_job(small_config(**widths, **counts, **loop, **MESHES[name]))
     state = init_state(job.model, job.optimizer, 0, job.layout)
     params = jax.tree.map(lambda p: p + 0.1, state.params)

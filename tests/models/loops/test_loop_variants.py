@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from looped_jax.config import KEYS, default_config
 from looped_jax.errors import UserError
 from looped_jax.inference.cache import decode, prefill
-from looped_jax.models.layers import Layer, LayerInputs, norm, rope_angles
+from looped_jax.models.layers import MLP, Attention, Layer, LayerInputs, norm, rope_angles
 from looped_jax.models.loops import VARIANTS
 from looped_jax.models.loops.base import LoopContext, LoopState, LoopVariant, rows_of
 from looped_jax.models.loops.injection_decay import DecayInput
@@ -66,16 +66,61 @@ def random_params(model: Any) -> Any:
     return tree.unflatten([leaf + 0.3 * rng.normal(size=leaf.shape) for leaf in leaves])
 
 
+def with_lora(weights: Any, thin: Any) -> Any:
+    """A layer's weights with W + A B for W, as they are stored, [in …, out …]."""
+    merged: Any = {}
+    for name, of in weights.items():
+        if "lora_a" in thin.get(name, {}):
+            product = jnp.tensordot(thin[name]["lora_a"], thin[name]["lora_b"], axes=1)
+            merged[name] = {**of, "kernel": of["kernel"] + product}
+        else:
+            merged[name] = with_lora(of, thin[name]) if name in thin else of
+    return merged
+
+
+def time_by_hand(part: Any, loop: int, loops: int) -> jax.Array:
+    frequencies = np.asarray([10000 ** (-i / 128) for i in range(128)])
+
+    def mlp(name: str, at: float) -> jax.Array:
+        x = np.concatenate([np.cos(at * frequencies), np.sin(at * frequencies)])
+        for of in (f"{name}_in", f"{name}_out"):
+            x = x @ part[of]["kernel"] + part[of]["bias"]
+            x = jax.nn.silu(x) if of.endswith("in") else x
+        return x
+
+    return mlp("time", loop / loops) + mlp("step", 1 / loops)
+
+
+def timed_layer_by_hand(config: Any, weights: Any, x: Any, inputs: Any, time: Any) -> Any:
+    """Of a layer with norms in front only."""
+    told = jax.nn.silu(time) @ weights["modulation"]["kernel"] + weights["modulation"]["bias"]
+    gates, scales = jnp.split(told, 2)
+    blocks = {"attention": Attention(config), "mlp": MLP(config)}
+    for (name, block), gate, scale in zip(
+        blocks.items(), jnp.split(gates, 2), jnp.split(scales, 2), strict=True
+    ):
+        given = norm(config, "n").apply({"params": weights[f"{name}_norm"]}, x) * (1 + scale)
+        arguments = (given, inputs) if name == "attention" else (given,)
+        made: Any = block.apply({"params": weights[name]}, *arguments)
+        x = x + gate * (made[0] if name == "attention" else made)
+    return x
+
+
 def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = None) -> jax.Array:
     """The same network in plain Python: a `for` over segments, loops and layers, with lines for
     each variant."""
     config = model.config
+    plain = dataclasses.replace(config, loop=())
     table = params["embed"]["embedding"]
     x = table[rows["tokens"]] * config.d_model**0.5
     inputs = LayerInputs(rope_angles(config, rows["positions"]), rows["segment_ids"])
 
     def normed(x: jax.Array, scale: jax.Array) -> jax.Array:
         return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + config.norm_eps) * scale
+
+    def row(loop: int, rows: jax.Array) -> jax.Array:
+        beyond = rows[-1] if config.beyond_trained == "last" else rows.mean(0)
+        return rows[loop] if loop < len(rows) else beyond
 
     def noise_at(position: int) -> jax.Array:
         own = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), position)
@@ -86,11 +131,27 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
         stacked = own["layers"]["layer"]
         chosen = dict(config.loop) if segment.trained_loops > 1 else {}
         x0 = x
+        of_loops = params.get("per_loop", {}).get(f"segment_{index}", {})
         if chosen.get("state") == "noise":  # Of the position alone.
             x = jnp.stack([jnp.stack([*map(noise_at, row)]) for row in rows["positions"]])
         if chosen.get("state") == "zero":
             x = 0 * x
+        lanes = [x] * {"hyper": 2, "hyperloop": 4}.get(chosen.get("lanes", ""), 1)
+        halted, mixed = jnp.zeros(x.shape[:2]), 0 * x  # Sums of halting probabilities, of shares.
         for loop in range(segment.loops):
+            before, lanes_before = x, lanes
+            of_loop = jax.tree.map(functools.partial(row, loop), of_loops)
+            if chosen.get("lanes") == "hyper":
+                part = of_loop["lanes"]
+                x = sum(share * lane for share, lane in zip(part["read"], lanes, strict=True))
+            if chosen.get("lanes") == "hyperloop":
+                part = of_loop["lanes"]
+                z = normed(jnp.concatenate(lanes, axis=-1), 1.0)
+                read, write, keep = (
+                    jax.nn.sigmoid(part[f"{of}_factor"] * z @ part[of] + part[f"{of}_bias"])
+                    for of in ("read", "write", "keep")
+                )
+                x = sum(read[..., n : n + 1] * lane for n, lane in enumerate(lanes))
             if chosen.get("injection") == "add":
                 x = x + x0
             if chosen.get("injection") == "concat":
@@ -102,14 +163,45 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
                 flows = normed(x0, part["norm"]["scale"]) @ part["input"]
                 x = jnp.exp(-step * jnp.exp(part["rate"])) * x + step * flows
             if chosen.get("per_loop") == "embedding":
-                vectors = params["per_loop"][f"segment_{index}"]["per_loop"]["vector"]
-                last = vectors[-1] if config.beyond_trained == "last" else vectors.mean(0)
-                x = x + (vectors[loop] if loop < len(vectors) else last)
+                x = x + of_loop["per_loop"]["vector"]
             for layer in range(segment.layers):
                 weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
-                x, _ = Layer(config).apply({"params": weights}, x, inputs)
+                if chosen.get("per_loop") == "time":
+                    time = time_by_hand(own["per_loop"], loop, segment.loops)
+                    x = timed_layer_by_hand(plain, weights, x, inputs, time)
+                    continue
+                if chosen.get("per_loop") == "lora":
+                    thin = jax.tree.map(lambda leaf, layer=layer: leaf[layer], of_loop["layers"])
+                    weights = with_lora(weights, thin["layer"])
+                x, _ = Layer(plain).apply({"params": weights}, x, inputs)
+            if chosen.get("lanes") == "hyper":
+                part = of_loop["lanes"]
+                made = normed(x, own["lanes"]["norm"]["scale"])
+                lanes = [
+                    part["mix"][n, 0] * lanes[0] + part["mix"][n, 1] * lanes[1] + share * made
+                    for n, share in enumerate(part["write"])
+                ]
+                x = sum(lanes)
+            if chosen.get("lanes") == "hyperloop":
+                made = x + of_loop["lanes"]["vector"]
+                lanes = [
+                    keep[..., n : n + 1] * lane + 2 * write[..., n : n + 1] * made
+                    for n, lane in enumerate(lanes)
+                ]
+                x = sum(lanes) / 4
             if chosen.get("last_norm") == "every_loop":
                 x = normed(x, own["last_norm"]["norm"]["scale"])
+            if chosen.get("gate") == "act":
+                p = jax.nn.sigmoid(before @ own["gate"]["weight"] + own["gate"]["bias"])
+                is_last = (loop == segment.loops - 1) | (halted + p > 0.99)
+                runs = (halted < 1)[..., None]
+                x = jnp.where(runs, x, before)
+                lanes = [jnp.where(runs, *pair) for pair in zip(lanes, lanes_before, strict=True)]
+                share = jnp.where(halted < 1, jnp.where(is_last, 1 - halted, p), 0.0)
+                mixed = mixed + share[..., None] * x
+                halted = jnp.where(is_last, 1.0, halted + share)
+        if chosen.get("gate") == "act":
+            x = mixed
         if chosen.get("injection") == "decay":
             x = x @ own["injection"]["output"]
     if chosen.get("last_norm") != "every_loop":
@@ -235,7 +327,10 @@ def one_step(name: str, kind: str) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize(("name", "kind"), in_turn(list(MESHES)[1:]))
 def test_loss_and_gradients_are_the_same_on_every_mesh(name: str, kind: str) -> None:
-    assert_close(one_step(name, kind), one_step("1", kind), 2e-5)
+    # Gates of layers leave little to norm in a state of zeros: parameters that change in their last
+    # bits move gradients by 1e-4.
+    tolerance = 5e-4 if ("per_loop", "time") in KINDS[kind] else 2e-5
+    assert_close(one_step(name, kind), one_step("1", kind), tolerance)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +369,7 @@ def test_every_variant_can_be_chosen_and_no_other() -> None:
     for option, variants in VARIANTS.items():
         known = KEYS[f"loop.{option}"]
         assert known.choices == (known.default, *variants)
-    assert set(VARIANTS) == set(default_config().loop) - {"beyond_trained", "norms"}
+    assert set(VARIANTS) == set(default_config().loop) - {"beyond_trained", "lora_rank", "norms"}
 
 
 class Noisy(LoopVariant):
@@ -378,7 +473,7 @@ def test_what_a_training_step_draws_follows_from_seed_step_and_part(
         found = jax.jit(
             lambda p, b: loss_and_grads(model, p, b, parts=parts, key=jax.random.key(key))
         )
-        return float(found(params, twice)[0])
+        return float(found(params, twice)[0]["loss"])
 
     assert loss(0, 1) == loss(0, 1) != loss(1, 1)
     assert np.isfinite(loss(0, 2)) and loss(0, 2) != loss(1, 2)
