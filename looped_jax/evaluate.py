@@ -24,6 +24,7 @@ from looped_jax.errors import UserError
 from looped_jax.evaluation.downstream import Settings, evaluate_tasks, scalars, table
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
 from looped_jax.inference.generator import Generator
+from looped_jax.inference.policy import CACHE_HELP, EXACT, EXIT_HELP, Policy
 from looped_jax.models.transformer import check_loops
 from looped_jax.parallel import distributed
 from looped_jax.training.evaluations import held_out_sets
@@ -36,6 +37,8 @@ _LOOPS = flags.DEFINE_list("loops", [], "Loop counts in place of the plan's, e.g
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
 _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "Of held-out rows.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "Examples per downstream task; 0: all.", lower_bound=0)
+_CACHE = flags.DEFINE_string("cache", "per_loop", CACHE_HELP)
+_EXIT = flags.DEFINE_string("exit", "none", EXIT_HELP)
 _BATCH = flags.DEFINE_integer("batch_size", 16, "Prompts at a time.", lower_bound=1)
 
 
@@ -47,13 +50,15 @@ def main(overrides: dict[str, str]) -> None:
     run = open_run(_WORKDIR.value, _STEP.value, overrides)
     job, config = run.job, run.job.config
     counts = loop_counts(_LOOPS.value)
-    for loops in counts:
-        check_loops(job.model, loops)  # Before anything is read.
+    policy = Policy.parse(_CACHE.value, _EXIT.value)
+    for loops in counts:  # Before anything is read.
+        check_loops(job.model, loops)
+        policy.check(job.model.config, loops)
     sets = held_out_sets(job, _SPLIT.value)  # UserError if a text is not there.
     names = downstream_names(config)
     params = run.parameters()
     for loops in counts:
-        evaluator = Evaluator(job.model, job.mesh, job.rules, loops)
+        evaluator = Evaluator(job.model, job.mesh, job.rules, loops, policy.exit)
         metrics: dict[str, float] = {}
         for held_out in sets:
             if said := other_rows(run, held_out):
@@ -63,14 +68,15 @@ def main(overrides: dict[str, str]) -> None:
             if distributed.is_first():
                 append_evaluation(
                     *(run.workdir, run.step, loops, _SPLIT.value, found),
-                    overrides=run.overridden,
+                    overrides=run.overridden | exit_of(policy),
                     checkpoint=run.identity(),
                     data=json.dumps(held_out.sample.identity),
                 )
         if names:
-            metrics |= evaluate_downstream(run, params, names, loops)
+            metrics |= evaluate_downstream(run, params, names, loops, policy)
         if distributed.is_first():
-            print(json.dumps({"step": run.step, **loops_of(loops), **metrics}), flush=True)
+            line = {"step": run.step, **loops_of(loops), **said_of(policy), **metrics}
+            print(json.dumps(line), flush=True)
 
 
 def other_rows(run: OpenRun, held_out: HeldOut) -> str:
@@ -96,19 +102,33 @@ def loops_of(loops: int | None) -> dict[str, int]:
     return {} if loops is None else {"loops": loops}
 
 
+def exit_of(policy: Policy) -> dict[str, str]:
+    """What it changes of one pass over held-out rows."""
+    return {} if policy.exit is None else {"exit": str(policy.exit)}
+
+
+def said_of(policy: Policy) -> dict[str, str]:
+    """What is not as the model computes exactly."""
+    cache = {} if policy.cache == EXACT.cache else {"cache": str(policy.cache)}
+    return cache | exit_of(policy)
+
+
 def evaluate_downstream(
-    run: OpenRun, params: object, names: tuple[str, ...], loops: int | None
+    run: OpenRun, params: object, names: tuple[str, ...], loops: int | None, policy: Policy
 ) -> dict[str, float]:
     """Runs downstream tasks and says on stderr what came out; returns their metrics."""
     job = run.job
     settings = Settings.from_config(job.config, _LIMIT.value)
-    generator = Generator(job.model, params, job.mesh, job.rules, loops, batch_size=_BATCH.value)
+    generator = Generator(
+        *(job.model, params, job.mesh, job.rules, loops, _BATCH.value), policy=policy
+    )
     # One folder per way of asking: what is in it is comparable.
     parts = [f"step{run.step}", settings.style]
     parts += [f"loops{loops}"] if loops else []
     parts += [f"shots{settings.shots}"] if settings.shots >= 0 else []
     parts += [f"limit{settings.limit}"] if settings.limit else []
-    identity = run.identity(loops)
+    parts += [f"{key}-{value.replace(':', '-')}" for key, value in said_of(policy).items()]
+    identity = run.identity(loops, "" if policy == EXACT else str(policy))
     parts += [f"changed-{identity[:8]}"] if run.changed_model else []
     folder = run.workdir / "evaluations" / "_".join(parts)
     vocabulary = job.data.vocabulary
@@ -120,16 +140,21 @@ def evaluate_downstream(
             "identity": identity,
             "step": run.step,
             "loops": loops,
+            **said_of(policy),
             "overridden": run.changed_model,
         },
     )
     tasks = {name: summary["tasks"][name] for name in names}
     if first:
+        size = max((task.get("cache_bytes", 0) for task in tasks.values()), default=0)
+        print(f"cache ({policy.cache}): {size / 1e6:.1f} MB at most", file=sys.stderr)
         print(table(tasks, summary["averages"]), file=sys.stderr)
         print(f"predictions and summary.json: {folder}", file=sys.stderr)
     found: dict[str, float] = {}
     for name, of_task in tasks.items():
         found |= scalars(name, of_task)
+        if policy.exit is not None:
+            found[f"eval/{name}/loops_used"] = of_task["loops_used"]
     return found
 
 

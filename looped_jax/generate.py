@@ -15,8 +15,10 @@ from absl import flags
 from looped_jax.config import cli
 from looped_jax.errors import UserError
 from looped_jax.inference.generator import Generator
+from looped_jax.inference.policy import CACHE_HELP, EXIT_HELP, Policy
 from looped_jax.inference.sampling import Sampling
 from looped_jax.inference.text import complete, cut
+from looped_jax.models.transformer import check_loops
 from looped_jax.training.run import open_run
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "The run.")
@@ -27,6 +29,8 @@ _TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k likeliest tokens; 0: 
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest that reach this probability.")
 _STOP = flags.DEFINE_multi_string("stop", [], "Text that ends the output, not printed.")
 _LOOPS = flags.DEFINE_integer("loops", None, "Loop count in place of the plan's.", lower_bound=1)
+_CACHE = flags.DEFINE_string("cache", "per_loop", CACHE_HELP)
+_EXIT = flags.DEFINE_string("exit", "none", EXIT_HELP)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 # Tokens between two looks at the output: what appears at a time.
@@ -38,20 +42,31 @@ def main(overrides: dict[str, str]) -> None:
     if _PROMPT.value is None:
         raise UserError("say --prompt=TEXT, or --prompt=- for prompts on stdin")
     sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
+    policy = Policy.parse(_CACHE.value, _EXIT.value)
     run = open_run(_WORKDIR.value, _STEP.value, overrides)
+    check_loops(run.job.model, _LOOPS.value)
+    policy.check(run.job.model.config, _LOOPS.value)  # Before anything large is read.
     vocabulary = run.job.data.vocabulary
     # One row at a time: all devices work on it, or hold copies.
     job = run.job
     generator = Generator(
-        job.model, run.parameters(), job.mesh, job.rules, _LOOPS.value, batch_size=1
+        *(job.model, run.parameters(), job.mesh, job.rules, _LOOPS.value),
+        batch_size=1,
+        policy=policy,
     )
     if _PROMPT.value != "-":
         stream(generator, vocabulary, _PROMPT.value, sampling)
-        return
-    for number, line in enumerate(sys.stdin):
-        prompt = line.rstrip("\n")
-        text = generate_text(generator, vocabulary, prompt, sampling, number=number)
-        print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
+    else:
+        for number, line in enumerate(sys.stdin):
+            prompt = line.rstrip("\n")
+            text = generate_text(generator, vocabulary, prompt, sampling, number=number)
+            print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
+    usage = generator.usage
+    print(
+        f"mean loops of a token: {usage.loops:.2f}; cache ({policy.cache}): "
+        f"{usage.cache_bytes / 1e6:.2f} MB at most",
+        file=sys.stderr,
+    )
 
 
 def generate_text(

@@ -47,9 +47,28 @@ def test_loops_step_tasks_and_split_can_be_chosen(
     assert all(line["overrides"] == {} for line in last)
 
 
+def test_with_an_exit_the_loops_that_tokens_took_are_said(
+    variants_run: pathlib.Path, run_module: Callable
+) -> None:
+    workdir = variants_run / "looped"
+    more = ("--exit=state:1e9:2", "--cache=last", "--loops=3,2")
+    done = run_module("looped_jax.evaluate", f"--workdir={workdir}", *more)
+    assert done.returncode == 0, done.stderr
+    after_two, fixed = (json.loads(line) for line in done.stdout.splitlines())
+    assert (after_two["exit"], after_two["cache"]) == ("state:1e+09:2", "last")
+    assert after_two["eval/group_z7_n4/loops_used"] == 2.0
+    assert after_two["eval/group_z7_n4/loops_2"] == 1.0
+    loss = "eval/group_z7_n4/loss"
+    assert after_two[loss] == pytest.approx(fixed[loss], rel=1e-5)
+    kept = (workdir / "evaluations" / "held_out.jsonl").read_text().splitlines()
+    # A report keeps it apart from what the model does by itself.
+    assert json.loads(kept[-1])["overrides"] == {"exit": "state:1e+09:2"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--exit=cdf:0.5"], "asks a gate; the model has none"),
         (["--step=7"], "has no checkpoint of step 7; it has 8, 12"),
         (["--tasks=addition"], "addition has another vocabulary than group_z7_n4"),
         (["--loops=2,x"], "--loops=x is not a loop count"),

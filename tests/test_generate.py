@@ -21,6 +21,17 @@ def test_a_synthetic_model_answers_in_its_tasks_own_text(
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["prompt"] for line in lines] == ["3 1 4 2", "0"]
     assert lines[0]["text"] == streamed
+    assert "mean loops of a token: 3.00; cache (per_loop)" in done.stderr
+
+
+def test_caches_and_exits_are_chosen_and_told(
+    variants_run: pathlib.Path, run_module: Callable
+) -> None:
+    workdir = f"--workdir={variants_run / 'looped'}"
+    arguments = ("--prompt=3 1 4 2", "--max_tokens=3", "--loops=4", "--cache=ring:2")
+    done = run_module("looped_jax.generate", workdir, *arguments, "--exit=state:1e9")
+    assert done.returncode == 0, done.stderr
+    assert "mean loops of a token: 1.00; cache (ring:2): 0.0" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -30,6 +41,8 @@ def test_a_synthetic_model_answers_in_its_tasks_own_text(
         (("--prompt=x",), "'x' is not in this task's vocabulary"),
         (("--prompt=3", "--top_p=2"), "top_p=2.0 must be above 0"),
         (("--prompt=3", "--step=5"), "has no checkpoint of step 5"),
+        (("--prompt=3", "--cache=all"), "cache='all' is none of per_loop, last, mean"),
+        (("--prompt=3", "--exit=cdf:0.5"), "exit=cdf:0.5 asks a gate; the model has none"),
     ],
 )
 def test_bad_input_gets_one_line(

@@ -233,6 +233,10 @@ def _scored(
         "counts": {name: count for name, count in counts.items() if count},
         "exemplars": asked.exemplars,
         "prompt_padding": usage.padding,
+        # Of what was made this time.
+        "cache_bytes": usage.cache_bytes,
+        "loops_used": usage.loops,
+        "loops": {str(n): count for n, count in sorted(usage.depths.items())},
         "seconds": seconds,
     }
 

@@ -9,7 +9,7 @@ both wrong.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from looped_jax.data.pipeline import Sample, eval_batches
 from looped_jax.data.rows import Rows, RowSource
 from looped_jax.data.text import TextRows
 from looped_jax.evaluation.intervals import ratio_interval
+from looped_jax.models.loops.exits import ExitRule
 from looped_jax.models.loss import token_scores
 from looped_jax.models.transformer import LoopedTransformer, batch_forward
 from looped_jax.parallel.mesh import mesh_context, put_batch, replicated
@@ -32,10 +33,12 @@ def row_sums(
     batch: dict[str, jax.Array],
     loops: int | None,
     documents: int,
+    exit: ExitRule | None = None,
 ) -> dict[str, jax.Array]:
     """Sums over a batch: rows with an answer and rows right; cross-entropy, weight and bytes of
-    text, each as an array over ``documents``."""
-    output = batch_forward(model, params, batch, loops=loops)
+    text, each as an array over ``documents``; with an exit, of weight by the loops taken, from 0.
+    """
+    output = batch_forward(model, params, batch, loops=loops, exit=exit)
     xent_BT, likeliest_BT = token_scores(
         model.config, output.x_BTD, output.kernel_VD, batch["targets"]
     )
@@ -48,13 +51,17 @@ def row_sums(
     def by_document(values_BT: jax.Array) -> jax.Array:
         return jax.ops.segment_sum(values_BT.reshape(-1), document_BT.reshape(-1), documents)
 
-    return {
+    sums = {
         "asked": jnp.sum(asked_B),
         "right": jnp.sum(right_B),
         "xent": by_document(xent_BT * batch["loss_weights"]),
         "weight": by_document(batch["loss_weights"]),
         "bytes": by_document(batch.get("target_bytes", nothing_BT)),
     }
+    if output.depth_BT is not None:
+        most = max(segment.loops for segment in model.config.plan.with_loops(loops).segments)
+        sums["depths"] = jnp.zeros(most + 1).at[output.depth_BT].add(batch["loss_weights"])
+    return sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +94,18 @@ class HeldOut:
 class Evaluator:
     """Evaluates parameters of one model; compiled once per number of documents."""
 
-    def __init__(self, model: LoopedTransformer, mesh: Mesh, rules: Any, loops: int | None = None):
+    def __init__(
+        self,
+        model: LoopedTransformer,
+        mesh: Mesh,
+        rules: Any,
+        loops: int | None = None,
+        exit: ExitRule | None = None,
+    ):
         self._mesh = mesh
         self._context = functools.partial(mesh_context, mesh, rules, model.config.dtype)
         self._sums = jax.jit(
-            lambda params, batch, count: row_sums(model, params, batch, loops, count),
+            lambda params, batch, count: row_sums(model, params, batch, loops, count, exit),
             static_argnums=2,
             out_shardings=replicated(mesh),  # Every process reads the sums.
         )
@@ -102,7 +116,8 @@ class Evaluator:
         """Returns eval/<name>/loss (nats per token) and either eval/<name>/accuracy (exact match,
         0 to 1) or, for text, eval/<name>/perplexity with its 95% interval over documents,
         perplexity_low and perplexity_high, bits_per_byte, and the tokens and documents behind them,
-        then the same for every component, eval/<name>/<component>/loss and so on.
+        then the same for every component, eval/<name>/<component>/loss and so on. With an exit also
+        eval/<name>/loops_used, the mean over tokens, and loops_<n>, the share that took n.
 
         None if ``stop``, asked before every batch, says so.
         """
@@ -117,18 +132,28 @@ class Evaluator:
                 for key, value in jax.device_get(sums).items():
                     totals[key] = totals.get(key, 0.0) + value.astype(np.float64)
         prefix = f"eval/{held_out.name}"
+        used = loops_used(prefix, totals["depths"]) if "depths" in totals else {}
         if totals["asked"]:
             loss = totals["xent"].sum() / totals["weight"].sum()
             accuracy = totals["right"] / totals["asked"]
-            return {f"{prefix}/loss": float(loss), f"{prefix}/accuracy": float(accuracy)}
+            return {f"{prefix}/loss": float(loss), f"{prefix}/accuracy": float(accuracy), **used}
         sums = (totals["xent"], totals["weight"], totals["bytes"])
-        metrics = _text_metrics(prefix, *sums)
+        metrics = _text_metrics(prefix, *sums) | used
         if len(held_out.components) > 1:
             for i, component in enumerate(held_out.components):
                 own = of_document == i
                 if totals["weight"][own].any():  # Not every component need be in the sample.
                     metrics |= _text_metrics(f"{prefix}/{component}", *(x[own] for x in sums))
         return metrics
+
+
+def loops_used(prefix: str, tokens_L: Sequence[float]) -> dict[str, float]:
+    """prefix/loops_used, the mean, and prefix/loops_<n>, shares, of the tokens that took 0, 1, …
+    loops."""
+    total = sum(tokens_L)
+    mean = sum(n * count for n, count in enumerate(tokens_L)) / total
+    shares = {f"{prefix}/loops_{n}": float(c / total) for n, c in enumerate(tokens_L) if c}
+    return {f"{prefix}/loops_used": float(mean), **shares}
 
 
 def _text_metrics(

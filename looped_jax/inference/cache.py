@@ -2,7 +2,7 @@
 
 A token passes D = sum of k L layers, and in each it leaves a key and a value: the same layer in
 another loop has others. So the cache has D entries per token, though the model has only the
-parameters of k layers.
+parameters of k layers; unless loops share entries (inference/policy.py): then a segment has k C.
 """
 
 from typing import Any
@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from looped_jax.inference.policy import EXACT, Policy
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.layers import KeyValues
 from looped_jax.models.transformer import Inference, LoopedTransformer, Output, forward, logits
 
-# Logical axes of a segment's cache [L, k, B, G, S, K].
+# Logical axes of a segment's cache [C, k, B, G, S, K].
 _AXES = (None, "layers", "batch", "activation_heads", "cache", "head_dim")
 
 
@@ -35,6 +36,7 @@ class Cache:
     pending: tuple[KeyValues, ...]
     prompt_B: jax.Array
     generated: jax.Array  # int32 [], tokens per row.
+    depth_B: jax.Array | None  # int32, with an exit: the loops that each row's last token took.
     prompt_width: int = struct.field(pytree_node=False)
 
     @property
@@ -43,10 +45,18 @@ class Cache:
         return self.segments[0].k.shape[-2]
 
 
-def cache_bytes(config: ModelConfig, rows: int, capacity: int, loops: int | None = None) -> int:
-    """Memory of a cache: D x 2 x rows x capacity x G x K values of the compute type."""
-    depth = config.plan.with_loops(loops).effective_depth
-    numbers = depth * 2 * rows * capacity * config.num_kv_heads * config.head_dim
+def cache_bytes(
+    config: ModelConfig,
+    rows: int,
+    capacity: int,
+    loops: int | None = None,
+    policy: Policy = EXACT,
+) -> int:
+    """Memory of a cache: D x 2 x rows x capacity x G x K values of the compute type, D the layers,
+    each as often as loops have entries of their own."""
+    segments = config.plan.with_loops(loops).segments
+    entries = sum(segment.layers * policy.cache.slots(segment.loops) for segment in segments)
+    numbers = entries * 2 * rows * capacity * config.num_kv_heads * config.head_dim
     return numbers * jnp.dtype(config.dtype).itemsize
 
 
@@ -57,6 +67,7 @@ def prefill(
     length_B: jax.Array,
     capacity: int,
     loops: int | None = None,
+    policy: Policy = EXACT,
 ) -> tuple[jax.Array, Cache]:
     """Reads prompts; returns logits_BV of what follows each, and the cache.
 
@@ -65,10 +76,12 @@ def prefill(
       length_B: int32, tokens of each prompt, at least 1.
       capacity: S > T, places of the cache: T + 1, and one per token to be generated.
       loops: as in LoopedTransformer.
+      policy: static. All tokens of a prompt go through all loops, and see each other there.
     """
     inference = Inference(length_B - 1)
-    output = forward(model, params, tokens_BT, loops=loops, inference=inference)
-    logits_BV, kept = _next(model, output)
+    exit = policy.exit
+    output = forward(model, params, tokens_BT, loops=loops, exit=exit, inference=inference)
+    logits_BV, depth_B, kept = _next(model, output, policy, read_all=True)
     width = tokens_BT.shape[1]
 
     def grow(array: jax.Array) -> jax.Array:
@@ -77,7 +90,8 @@ def prefill(
 
     segments = jax.tree.map(grow, kept)
     nothing = jax.tree.map(lambda array: jnp.zeros_like(array[..., :1, :]), kept)
-    return logits_BV, Cache(segments, nothing, length_B, jnp.zeros((), jnp.int32), width)
+    count = jnp.zeros((), jnp.int32)
+    return logits_BV, Cache(segments, nothing, length_B, count, depth_B, width)
 
 
 def decode(
@@ -86,6 +100,7 @@ def decode(
     token_B: jax.Array,
     cache: Cache,
     loops: int | None = None,
+    policy: Policy = EXACT,
 ) -> tuple[jax.Array, Cache]:
     """Reads one more token per row; returns logits_BV of what follows, and the cache with it.
 
@@ -107,13 +122,25 @@ def decode(
         token_B[:, None],
         positions_BT=(cache.prompt_B + cache.generated)[:, None],
         loops=loops,
+        exit=policy.exit,
         inference=Inference(jnp.zeros_like(cache.prompt_B), segments, seen_BS),
     )
-    logits_BV, kept = _next(model, output)
-    return logits_BV, Cache(segments, kept, cache.prompt_B, cache.generated + 1, cache.prompt_width)
+    logits_BV, depth_B, kept = _next(model, output, policy, read_all=False)
+    after = (cache.prompt_B, cache.generated + 1, depth_B, cache.prompt_width)
+    return logits_BV, Cache(segments, kept, *after)
 
 
-def _next(model: LoopedTransformer, output: Output) -> tuple[jax.Array, tuple[KeyValues, ...]]:
-    """logits_BV of what follows, and the keys and values of each segment."""
-    kept = tuple(segment.kept for segment in output.segments if segment.kept is not None)
-    return logits(model.config, output)[:, 0], kept
+def _next(
+    model: LoopedTransformer, output: Output, policy: Policy, read_all: bool
+) -> tuple[jax.Array, jax.Array | None, tuple[KeyValues, ...]]:
+    """logits_BV of what follows, the loops that it took, and the keys and values of each segment
+    that its cache keeps; ``read_all``: of tokens that went through all loops."""
+    depth_B = None if output.depth_BT is None else output.depth_BT[:, 0]
+    kept = tuple(
+        policy.cache.reduce(
+            segment.kept, None if read_all or segment.depth_BT is None else segment.depth_BT[:, 0]
+        )
+        for segment in output.segments
+        if segment.kept is not None
+    )
+    return logits(model.config, output)[:, 0], depth_B, kept

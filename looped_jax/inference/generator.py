@@ -6,20 +6,21 @@ a length that are powers of two), so that a handful of compilations serve every 
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from looped_jax.data.rows import EOS, PAD
 from looped_jax.errors import UserError
-from looped_jax.inference.cache import Cache, decode, prefill
-from looped_jax.inference.sampling import Sampling, sample
-from looped_jax.models.loss import token_scores
-from looped_jax.models.transformer import LoopedTransformer, batch_forward, check_loops
+from looped_jax.inference.cache import cache_bytes, prefill
+from looped_jax.inference.policy import EXACT, Policy
+from looped_jax.inference.sampling import Sampling
+from looped_jax.inference.steps import decode_chunk, scored_tokens
+from looped_jax.models.transformer import LoopedTransformer, check_loops
 from looped_jax.parallel.mesh import BATCH_AXES, mesh_context, replicated
 
 GREEDY = Sampling()
@@ -33,20 +34,22 @@ def bucket(size: int, smallest: int = _SMALLEST) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """What followed a prompt: token ids without EOS, and whether it ended by itself (EOS or the
-    caller's ``stop``) rather than by its length."""
+    """What followed a prompt: token ids without EOS, whether it ended by itself (EOS or the
+    caller's ``stop``) rather than by its length, and the loops that each token took."""
 
     tokens: list[int]
     ended: bool
+    depths: list[int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A continuation's log-likelihood in nats, token by token, and whether greedy decoding would
-    have given exactly it."""
+    """A continuation's log-likelihood in nats, token by token, whether greedy decoding would have
+    given exactly it, and the loops that each token took."""
 
     log_p: np.ndarray
     greedy: bool
+    depths: list[int]
 
     @property
     def total(self) -> float:
@@ -55,15 +58,24 @@ class Scored:
 
 @dataclasses.dataclass
 class Usage:
-    """Tokens of prompts asked for and computed: the difference is padding."""
+    """Tokens of prompts asked for and computed: the difference is padding. ``depths``: how many
+    tokens were said, or scored, after so many loops; ``cache_bytes``: of the largest cache."""
 
     asked: int = 0
     computed: int = 0
+    depths: Counter[int] = dataclasses.field(default_factory=Counter)
+    cache_bytes: int = 0
 
     @property
     def padding(self) -> float:
         """Share of computed prompt tokens that were padding."""
         return 1 - self.asked / self.computed if self.computed else 0.0
+
+    @property
+    def loops(self) -> float:
+        """Mean loops of a token; 0 where there was none."""
+        total = sum(self.depths.values())
+        return sum(n * count for n, count in self.depths.items()) / total if total else 0.0
 
 
 class Generator:
@@ -78,8 +90,10 @@ class Generator:
         rules: Any,
         loops: int | None = None,
         batch_size: int = 16,
+        policy: Policy = EXACT,
     ):
         check_loops(model, loops)
+        policy.check(model.config, loops)
         # Prompts come in lengths that the kernels for training rows do not take.
         model = LoopedTransformer(dataclasses.replace(model.config, attention="xla"))
         self.params = params
@@ -90,9 +104,11 @@ class Generator:
         self.max_length = model.config.max_length
         self.batch_size = bucket(max(batch_size, self._shards), self._shards)
         self.usage = Usage()
+        self._loops = max(s.loops for s in model.config.plan.with_loops(loops).segments)
+        self._cache_bytes = functools.partial(cache_bytes, model.config, loops=loops, policy=policy)
         self._prefill = jax.jit(
             lambda params, tokens, length, capacity: prefill(
-                model, params, tokens, length, capacity, loops
+                model, params, tokens, length, capacity, loops, policy
             ),
             static_argnums=3,
         )
@@ -100,13 +116,13 @@ class Generator:
         # copy, in code laid out straight by a slow loop (docs/performance.md).
         rolled = LoopedTransformer(dataclasses.replace(model.config, unroll="none"))
         self._decode = jax.jit(
-            functools.partial(_decode_chunk, rolled, loops),
+            functools.partial(decode_chunk, rolled, loops, policy),
             static_argnums=(0, 1),
             donate_argnums=3,
-            out_shardings=(replicated(mesh), None, None),
+            out_shardings=(replicated(mesh), replicated(mesh), None, None),
         )
         self._score = jax.jit(
-            functools.partial(_token_scores, model, loops), out_shardings=replicated(mesh)
+            functools.partial(scored_tokens, model, loops, policy), out_shardings=replicated(mesh)
         )
 
     def generate(
@@ -170,13 +186,21 @@ class Generator:
             length = min(bucket(max(len(rows[i]) - 1 for i in batch)), self.max_length)
             tokens = self._padded([rows[i] for i in batch], length + 1)
             with self._context():
-                log_p, greedy = jax.device_get(
+                log_p, greedy, depth = jax.device_get(
                     self._score(self.params, tokens[:, :-1], tokens[:, 1:])
                 )
             for row, i in enumerate(batch):
                 here = slice(len(pairs[i][0]) - 1, len(rows[i]) - 1)
-                results[i] = Scored(log_p[row, here], bool(greedy[row, here].all()))
+                depths = self._depths(depth, row, here)
+                results[i] = Scored(log_p[row, here], bool(greedy[row, here].all()), depths)
         return [results[i] for i in range(len(pairs))]
+
+    def _depths(self, depth: np.ndarray | None, row: int, here: slice) -> list[int]:
+        """Loops of some tokens of a row, also counted; without an exit all take the plan's."""
+        length = here.stop - here.start
+        found = [self._loops] * length if depth is None else depth[row, here].tolist()
+        self.usage.depths.update(found)
+        return found
 
     def _batches(self, lengths: list[int]) -> list[list[int]]:
         """Indices of the rows of each batch: neighbours in length."""
@@ -217,8 +241,11 @@ class Generator:
         room_B = np.minimum(max_new_tokens, self.max_length - length_B + 1)
         # The last token said is not read; one place is never seen (inference/cache.py).
         capacity = tokens.shape[1] + bucket(max(1, int(room_B[: len(prompts)].max())))
+        size = self._cache_bytes(len(tokens), capacity)
+        self.usage.cache_bytes = max(self.usage.cache_bytes, size)
         logits, cache = self._prefill(self.params, tokens, length_B, capacity)
         new: list[list[int]] = [[] for _ in prompts]
+        depths: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
         done_B = np.ones(len(tokens), bool)
         done_B[: len(prompts)] = room_B[: len(prompts)] <= 0
@@ -227,68 +254,25 @@ class Generator:
         key_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), number_B)
         step = 0
         while not done_B.all():
-            out, logits, cache = self._decode(
+            out, depth, logits, cache = self._decode(
                 chunk, sampling, self.params, cache, logits, done_B, step, key_B
             )
-            out = np.asarray(out)
+            out, depth = jax.device_get((out, depth))
             for i in np.flatnonzero(~done_B):
                 row = out[i, : room_B[i] - len(new[i])].tolist()
                 ended[i] = EOS in row
                 row = row[: row.index(EOS)] if ended[i] else row
                 new[i] += row
+                depths[i] += self._depths(depth, int(i), slice(0, len(row)))
                 if told:
                     told(int(i), row)
                 ended[i] = ended[i] or (stop is not None and stop(new[i]))
                 done_B[i] = ended[i] or len(new[i]) >= room_B[i]
             step += chunk
-        return [Generated(row, end) for row, end in zip(new, ended, strict=True)]
+        return [Generated(*made) for made in zip(new, ended, depths, strict=True)]
 
 
 def _tell(
     on_tokens: Callable[[int, list[int]], None], batch: list[int], row: int, tokens: list[int]
 ) -> None:
     on_tokens(batch[row], tokens)
-
-
-def _decode_chunk(
-    model: LoopedTransformer,
-    loops: int | None,
-    chunk: int,
-    sampling: Sampling,
-    params: Any,
-    cache: Cache,
-    logits_BV: jax.Array,
-    done_B: jax.Array,
-    first_step: jax.Array,
-    key_B: jax.Array,
-) -> tuple[jax.Array, jax.Array, Cache]:
-    """Up to ``chunk`` tokens per row, out_BC; less where all rows are done before."""
-
-    def going_on(carry: Any) -> jax.Array:
-        i, *_, done_B, _ = carry
-        return (i < chunk) & ~jnp.all(done_B)
-
-    def one_more(carry: Any) -> Any:
-        i, logits_BV, cache, done_B, out_BC = carry
-        step_key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, first_step + i)
-        token_B = sample(logits_BV, step_key_B, sampling)
-        token_B = jnp.where(done_B, PAD, token_B)
-        out_BC = out_BC.at[:, i].set(token_B)
-        done_B |= token_B == EOS
-        logits_BV, cache = decode(model, params, token_B, cache, loops)
-        return i + 1, logits_BV, cache, done_B, out_BC
-
-    out_BC = jnp.full((len(done_B), chunk), PAD, jnp.int32)
-    start = (0, logits_BV, cache, jnp.asarray(done_B), out_BC)
-    _, logits_BV, cache, _, out_BC = jax.lax.while_loop(going_on, one_more, start)
-    return out_BC, logits_BV, cache
-
-
-def _token_scores(
-    model: LoopedTransformer, loops: int | None, params: Any, tokens_BT: Any, targets_BT: Any
-) -> tuple[jax.Array, jax.Array]:
-    """log p of each target, and whether it is the likeliest token."""
-    batch = {"tokens": tokens_BT, "segment_ids": None, "positions": None}
-    output = batch_forward(model, params, batch, loops=loops)
-    xent_BT, likeliest_BT = token_scores(model.config, output.x_BTD, output.kernel_VD, targets_BT)
-    return -xent_BT, likeliest_BT == targets_BT

@@ -22,6 +22,7 @@ with from_extra("lm-eval", "looped_jax.interop.lm_eval_model"):
 
 from looped_jax.data.rows import BOS
 from looped_jax.inference.generator import Generator
+from looped_jax.inference.policy import Policy
 from looped_jax.inference.sampling import Sampling
 from looped_jax.inference.text import cut, fit_pair, fit_prompt, pair_ids, prompt_ids
 from looped_jax.training.run import open_run
@@ -33,7 +34,7 @@ class LoopedJax(LM):
     """loglikelihood, loglikelihood_rolling and generate_until of one checkpoint.
 
     Texts start with BOS. What is longer than the model reads loses its beginning, as is usual in
-    the harness (inference/text.py).
+    the harness (inference/text.py). ``cache`` and ``exit`` as looped_jax.generate takes them.
     """
 
     def __init__(
@@ -42,15 +43,18 @@ class LoopedJax(LM):
         step: int | None = None,
         loops: int | None = None,
         batch_size: int = 16,
+        cache: str = "per_loop",
+        exit: str = "none",
     ):
         super().__init__()
+        policy = Policy.parse(cache, exit)
         run = open_run(workdir, step)
         if run.job.config.data.task != "text":
             raise UserError(f"{workdir} is not a language model: its task is synthetic")
         job = run.job
         self.vocabulary = job.data.vocabulary
         self.generator = Generator(
-            job.model, run.parameters(), job.mesh, job.rules, loops, batch_size
+            job.model, run.parameters(), job.mesh, job.rules, loops, batch_size, policy
         )
 
     def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:

@@ -16,6 +16,7 @@ from looped_jax.models.config import ModelConfig
 from looped_jax.models.execution import laid_out, looked_up, partitioned, placed
 from looped_jax.models.layers import Array, KeyValues, LayerInputs, norm, rope_angles
 from looped_jax.models.loops.base import LoopOutput, collections, init_keys, parameters
+from looped_jax.models.loops.exits import ExitRule
 from looped_jax.models.loops.segment import NOTHING, LoopedSegment, Wanted
 from looped_jax.models.output import OutputKernel, vocabulary_logits
 
@@ -25,13 +26,19 @@ class Inference(struct.PyTreeNode):
 
     last_B: that token's place. Later places of a row may hold anything: nothing looks at them.
     cache: with it (decode, T = 1) the tokens attend to themselves and to the places of the cache
-      where ``seen_BS`` is True. It is a KeyValues per segment, [L, k, B, G, S, K], as is what
-      is kept: each loop of a layer has keys and values of its own.
+      where ``seen_BS`` is True. It is a KeyValues per segment, [C, k, B, G, S, K]: loop t attends
+      to slot t mod C. What is kept is [L, …]: each loop of a layer has keys and values of its own.
     """
 
     last_B: Array
     cache: tuple[KeyValues, ...] | None = None
     seen_BS: Array | None = None
+
+    def given(self, inputs: LayerInputs, index: int) -> LayerInputs:
+        """The inputs of a segment's layers, with its part of the cache."""
+        if self.cache is None:
+            return inputs
+        return inputs.replace(cache=self.cache[index], seen_BS=self.seen_BS)
 
 
 class Output(struct.PyTreeNode):
@@ -41,11 +48,13 @@ class Output(struct.PyTreeNode):
       or by ``logits`` whole. For inference it is [B, 1, D], of each row's last token.
     kernel_VD: the output projection, as it is stored: float32.
     segments: what was wanted of the loops of each segment, [L, …].
+    depth_BT: with an exit, the loops that each token took, int32; for inference [B, 1].
     """
 
     x_BTD: Array
     kernel_VD: Array
     segments: tuple[LoopOutput, ...]
+    depth_BT: Array | None = None
 
 
 def layer_inputs(
@@ -77,6 +86,7 @@ class LoopedTransformer(nn.Module):
         inference: Inference | None = None,
         wanted: Wanted = NOTHING,
         look: Callable[[Array], Any] | None = None,
+        exit: ExitRule | None = None,
     ) -> Output:
         """One pass. `forward`, below, calls it with a tree of parameters.
 
@@ -92,8 +102,12 @@ class LoopedTransformer(nn.Module):
           wanted: what Output.segments has of every loop (static).
           look: of the stream at the end of a looped segment's loop, x_BTD, makes what
             Output.segments has as `looked`.
+          exit: when a token stops looping (static, models/loops/exits.py); nothing is wanted then,
+            and ``look`` gives what the rule asks for, as `forward` has it.
         """
         config = self.config
+        if exit is not None:
+            exit.check(config)
         inputs = layer_inputs(config, tokens_BT, segment_ids_BT, positions_BT)
         embed = nn.Embed(
             config.vocab_size,
@@ -122,29 +136,37 @@ class LoopedTransformer(nn.Module):
         outputs = []
         for index, segment in enumerate(config.plan.with_loops(loops).segments):
             name = f"segment_{index}"
-            if inference is not None and inference.cache is not None:
-                own = inference.cache[index]
-                inputs = inputs.replace(cache=own, seen_BS=inference.seen_BS)
-            x_BTD, output = LoopedSegment(config, segment, wanted, name=name)(
+            if inference is not None:
+                inputs = inference.given(inputs, index)
+            rule = exit if segment.trained_loops > 1 else None
+            x_BTD, output = LoopedSegment(config, segment, wanted, rule, name=name)(
                 x_BTD, inputs, loops_B, look
             )
             outputs.append(output)
 
         if config.has_final_norm:
             x_BTD = norm(config, "final_norm")(x_BTD)
+        depth_BT = next((o.depth_BT for o in outputs if o.depth_BT is not None), None)
         if inference is not None:
             x_BTD = jnp.take_along_axis(x_BTD, inference.last_B[:, None, None], axis=1)
+            if depth_BT is not None:
+                depth_BT = jnp.take_along_axis(depth_BT, inference.last_B[:, None], axis=1)
         kernel_VD = (
             embed.embedding if config.tied_output else OutputKernel(config, name="output")().T
         )
-        return Output(x_BTD, kernel_VD, tuple(outputs))
+        return Output(x_BTD, kernel_VD, tuple(outputs), depth_BT)
 
 
 def read_out(
-    model: LoopedTransformer, params: Any, inputs: LayerInputs, after: int
+    model: LoopedTransformer,
+    params: Any,
+    inputs: LayerInputs,
+    after: int,
+    inference: Inference | None = None,
 ) -> Callable[[Array], Array]:
     """The function of a stream x_BTD which says what the output projection would be applied to, had
-    segment ``after`` ended with this stream: its later segments and final norm."""
+    segment ``after`` ended with this stream: its later segments and final norm. With
+    ``inference``'s cache they attend to that."""
     config = model.config
     later = range(after + 1, len(config.plan.segments))
     segments = [LoopedSegment(config, config.plan.segments[i], parent=None) for i in later]
@@ -155,7 +177,8 @@ def read_out(
         for index, segment in zip(later, segments, strict=True):
             name = f"segment_{index}"
             own = {kind: tree[name] for kind, tree in collections(params).items() if name in tree}
-            found, _ = segment.apply(own, found, inputs)
+            given = inputs if inference is None else inference.given(inputs, index)
+            found, _ = segment.apply(own, found, given)
         if isinstance(last, nn.Module):
             found = last.apply({"params": params["final_norm"]}, found)
         return found
@@ -168,6 +191,23 @@ def output_kernel(model: LoopedTransformer, params: Any) -> Array:
     if model.config.tied_output:
         return params["embed"]["embedding"]
     return params["output"]["kernel"].T
+
+
+def next_token(
+    model: LoopedTransformer, params: Any, inputs: LayerInputs, inference: Inference | None
+) -> Callable[[Array], Array]:
+    """The function of a looped segment's stream which says log p_BTV of the next token, float32,
+    had its loops ended with it."""
+    config = model.config
+    looped = [i for i, s in enumerate(config.plan.segments) if s.trained_loops > 1]
+    read = read_out(model, params, inputs, looped[0], inference)
+    kernel_VD = output_kernel(model, params)
+
+    def look(x_BTD: Array) -> Array:
+        logits_BTV = vocabulary_logits(config, read(x_BTD), kernel_VD)
+        return jax.nn.log_softmax(laid_out(logits_BTV, "logits"))
+
+    return look
 
 
 def check_loops(model: LoopedTransformer, loops: int | None) -> None:
@@ -201,6 +241,11 @@ def forward(
     """
     rngs = None if key is None else {"loop": key}
     arguments = (tokens_BT, segment_ids_BT, positions_BT)
+    exit: ExitRule | None = asked.get("exit")
+    if exit is not None and exit.name == "kl":
+        exit.check(model.config)
+        inputs = layer_inputs(model.config, *arguments)
+        asked["look"] = next_token(model, params, inputs, asked.get("inference"))
     output: Any = model.apply(collections(params), *arguments, rngs=rngs, **asked)
     return output
 

@@ -54,12 +54,13 @@ class OpenRun:
         """What was overridden of the model, and not of what it is asked."""
         return {k: v for k, v in self.overridden.items() if not k.startswith("eval.")}
 
-    def identity(self, loops: int | None = None) -> str:
-        """Equal for equal answers: of the parameters' content, the numerics, what was overridden
-        and the loop count."""
+    def identity(self, loops: int | None = None, policy: str = "") -> str:
+        """Equal for equal answers: of the parameters' content, the numerics, what was overridden,
+        the loop count and, where it is not the exact one, the policy of cache and exit."""
         part = f"{evaluated_part(self.job.layout)}/"
         sums = {k: v for k, v in self.meta["checksums"].items() if k.startswith(part)}
         known = [sums, self.meta["format"], self.changed_model, loops]
+        known += [policy] if policy else []
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 

@@ -11,6 +11,8 @@ import pytest
 from conftest import ROOT
 from helpers import write_language_model, write_pile
 
+from looped_jax.errors import UserError
+
 lm_eval = pytest.importorskip(
     "lm_eval", reason="the extra lm-eval is not installed: pip install -e '.[lm-eval]'"
 )
@@ -22,9 +24,7 @@ class Request:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from looped_jax.interop.lm_eval_model import LoopedJax
-
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("lm")
     write_pile(folder / "pile")
     write_language_model(
@@ -35,7 +35,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
         *(f"--config.data.path={folder / 'pile'}", f"--workdir={folder / 'run'}"),
     ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return LoopedJax(str(folder / "run"), batch_size=4)
+    return str(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def model(workdir: str) -> Any:
+    from looped_jax.interop.lm_eval_model import LoopedJax
+
+    return LoopedJax(workdir, batch_size=4)
 
 
 def test_a_local_task_runs_through_the_harness(model: Any, tmp_path: pathlib.Path) -> None:
@@ -118,3 +125,16 @@ def test_generation_stops_before_the_stop_text(model: Any) -> None:
     stop = free[len(free) // 2]
     (stopped,) = model.generate_until([Request("loop", {**settings, "until": [stop]})])
     assert stopped == free[: free.index(stop)]
+
+
+def test_caches_and_exits_are_the_harness_s_model_arguments(workdir: str, model: Any) -> None:
+    from looped_jax.interop.lm_eval_model import LoopedJax
+
+    first = LoopedJax(workdir, batch_size=4, loops=2, cache="last", exit="state:1e9")
+    after_one = LoopedJax(workdir, batch_size=4, loops=1)
+    request = Request("und der", " loop ")
+    found, expected = (m.loglikelihood([request])[0] for m in (first, after_one))
+    assert found[0] == pytest.approx(expected[0], rel=1e-4)
+    assert found[0] != pytest.approx(model.loglikelihood([request])[0][0], rel=1e-4)
+    with pytest.raises(UserError, match="asks a gate"):
+        LoopedJax(workdir, exit="cdf:0.5")

@@ -79,12 +79,15 @@ class LoopOutput(struct.PyTreeNode):
     x_BTD: the residual stream at its end.
     emitted: by option of config.loop what a variant says of the loop (a gate's logit, say).
     looked: what LoopContext.look made of x_BTD, arrays [B, …].
+    depth_BT: of a whole segment only, where tokens leave by a rule (models/loops/exits.py): the
+      loops that each took, int32.
     """
 
     kept: KeyValues | None = None
     x_BTD: Array | None = None
     emitted: dict[str, Any] = struct.field(default_factory=dict)
     looked: Any = None
+    depth_BT: Array | None = None
 
 
 class LoopVariant(nn.Module):

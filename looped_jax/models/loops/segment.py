@@ -31,6 +31,7 @@ from looped_jax.models.loops.base import (
     rows_of,
 )
 from looped_jax.models.loops.counted import counted_loops
+from looped_jax.models.loops.exits import ExitRule, until_exit
 from looped_jax.parallel.mesh import BATCH_AXES
 from looped_jax.parallel.per_device import gather, per_device, spec_of, split_axes
 
@@ -105,6 +106,7 @@ class LoopedSegment(nn.Module):
     config: ModelConfig
     segment: Segment
     wanted: Wanted = NOTHING
+    exit: ExitRule | None = None
 
     def setup(self) -> None:
         """Makes the stack of layers and, in a segment that is looped, the variants, each under its
@@ -152,7 +154,9 @@ class LoopedSegment(nn.Module):
             context = variant.prepare(context)
         state = self.start(context)
         trains = not self.wanted.kept and not self.is_initializing()
-        if self.config.gather == "segment" and trains:
+        if self.exit is not None:
+            state, output = self.leaving(state, context, self.exit)
+        elif self.config.gather == "segment" and trains:
             assert context.look is None, "it closes over weights that are not gathered"
             state, output = gathered_once(self, state, context)
         else:
@@ -182,7 +186,10 @@ class LoopedSegment(nn.Module):
         for _, variant in self.variants():
             inputs = variant.layer_inputs(inputs, state, context, loop)
         numbers = jnp.arange(self.segment.layers)
-        x_BTD, kept = self.layers(state.x_BTD, numbers, loop, inputs)
+        slot, cache = loop, inputs.cache
+        if cache is not None and len(cache.k) != self.segment.loops:
+            slot = loop % len(cache.k)  # Loops share them; inference/policy.py.
+        x_BTD, kept = self.layers(state.x_BTD, numbers, slot, inputs)
         state = state.replace(x_BTD=x_BTD)
         for _, variant in reversed(self.variants()):
             state = variant.leave(state, context, loop)
@@ -241,6 +248,35 @@ class LoopedSegment(nn.Module):
             step = jax.checkpoint(step, prevent_cse=unroll)
         learned = (dict(self.variables), context)
         return counted_loops(step, learned, state, counts, unroll)
+
+    def leaving(
+        self, state: LoopState, context: LoopContext, rule: ExitRule
+    ) -> tuple[LoopState, LoopOutput]:
+        """one_loop until every token has left by ``rule``; context.look gives log p."""
+        config, segment = self.config, self.segment
+        wanted = Wanted(self.wanted.kept, emitted=rule.name == "cdf")
+        run = LoopedSegment(config, segment, wanted, parent=None)
+        params, look, context = self.variables["params"], context.look, context.replace(look=None)
+        rows = jax.tree.map(
+            lambda array_L: rows_of(array_L, segment.loops, config.beyond_trained),
+            self.variables.get(PER_LOOP, {}),
+        )
+
+        def step(state: LoopState, loop: Array) -> tuple[LoopState, LoopOutput]:
+            own = jax.tree.map(lambda array_L: array_L[loop], rows)
+            variables = {"params": params, PER_LOOP: own}
+            found: Any = run.apply(variables, state, loop, context, method="one_loop")
+            return found
+
+        def read(state: LoopState) -> Any:
+            if look is None:
+                return None
+            x_BTD: Any = run.apply({"params": params}, state, context, method="finish")
+            return look(x_BTD)
+
+        # What a prompt's tokens leave in the cache is of all loops.
+        whole = self.wanted.kept and context.inputs.cache is None
+        return until_exit(step, read, config, rule, state, segment.loops, whole)
 
 
 def gathered_once(
