@@ -57,7 +57,7 @@ def test_with_an_exit_the_loops_that_tokens_took_are_said(
     after_two, fixed = (json.loads(line) for line in done.stdout.splitlines())
     assert (after_two["exit"], after_two["cache"]) == ("state:1e+09:2", "last")
     assert after_two["eval/group_z7_n4/loops_used"] == 2.0
-    assert after_two["eval/group_z7_n4/loops_2"] == 1.0
+    assert after_two["eval/group_z7_n4/exit_2"] == 1.0
     loss = "eval/group_z7_n4/loss"
     assert after_two[loss] == pytest.approx(fixed[loss], rel=1e-5)
     kept = (workdir / "evaluations" / "held_out.jsonl").read_text().splitlines()

@@ -117,7 +117,7 @@ class Evaluator:
         0 to 1) or, for text, eval/<name>/perplexity with its 95% interval over documents,
         perplexity_low and perplexity_high, bits_per_byte, and the tokens and documents behind them,
         then the same for every component, eval/<name>/<component>/loss and so on. With an exit also
-        eval/<name>/loops_used, the mean over tokens, and loops_<n>, the share that took n.
+        eval/<name>/loops_used, the mean over tokens, and exit_<n>, the share that took n.
 
         None if ``stop``, asked before every batch, says so.
         """
@@ -148,11 +148,11 @@ class Evaluator:
 
 
 def loops_used(prefix: str, tokens_L: Sequence[float]) -> dict[str, float]:
-    """prefix/loops_used, the mean, and prefix/loops_<n>, shares, of the tokens that took 0, 1, …
+    """prefix/loops_used, the mean, and prefix/exit_<n>, shares, of the tokens that took 0, 1, …
     loops."""
     total = sum(tokens_L)
     mean = sum(n * count for n, count in enumerate(tokens_L)) / total
-    shares = {f"{prefix}/loops_{n}": float(c / total) for n, c in enumerate(tokens_L) if c}
+    shares = {f"{prefix}/exit_{n}": float(c / total) for n, c in enumerate(tokens_L) if c}
     return {f"{prefix}/loops_used": float(mean), **shares}
 
 
