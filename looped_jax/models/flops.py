@@ -53,6 +53,6 @@ def train_flops(
     passes: float = 3  # Over the plan's loops.
     if counts is not None:
         loops, with_gradient = counts
-        (planned,) = (s.loops for s in config.plan.segments if s.trained_loops > 1)
-        passes = (loops + 2 * with_gradient) / planned
+        (looped,) = config.plan.looped
+        passes = (loops + 2 * with_gradient) / config.plan.segments[looped].loops
     return rows * length * (passes * in_loops + 3 * (before + read_outs * after))

@@ -61,6 +61,11 @@ class LoopPlan:
         """Layers that a token passes through: D in the paper's scaling law."""
         return sum(segment.layers * segment.loops for segment in self.segments)
 
+    @property
+    def looped(self) -> tuple[int, ...]:
+        """Numbers of the segments whose parameters are those of several loops."""
+        return tuple(i for i, segment in enumerate(self.segments) if segment.trained_loops > 1)
+
     def equal_blocks(self, layers: int, key: str) -> int:
         """How many blocks of ``layers`` its layers are cut into; UserError, with the config's
         ``key`` for them, unless these are two or more."""
@@ -81,7 +86,7 @@ class LoopPlan:
             return self
         if loops < 1:
             raise UserError(f"loops={loops} must be at least 1")
-        if all(segment.trained_loops == 1 for segment in self.segments):
+        if not self.looped:
             raise UserError(f"plan {self} has no looped segment whose loops could be changed")
         return LoopPlan(
             tuple(

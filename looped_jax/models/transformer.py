@@ -199,7 +199,7 @@ def next_token(
     """The function of a looped segment's stream which says log p_BTV of the next token, float32,
     had its loops ended with it."""
     config = model.config
-    looped = [i for i, s in enumerate(config.plan.segments) if s.trained_loops > 1]
+    looped = config.plan.looped
     read = read_out(model, params, inputs, looped[0], inference)
     kernel_VD = output_kernel(model, params)
 

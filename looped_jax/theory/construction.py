@@ -348,7 +348,7 @@ def layers_of(model: LoopedTransformer, params: Any) -> list[LayerWeights]:
                 f"the theorems are about models with {key}={wanted!r}; this one has "
                 f"{getattr(config, key)!r}"
             )
-    if config.loop and any(segment.trained_loops > 1 for segment in config.plan.segments):
+    if config.loop and config.plan.looped:
         (option, name), *_ = config.loop
         raise UserError(
             f"the theorems are about plain loops; this model has config.loop.{option}={name!r}"

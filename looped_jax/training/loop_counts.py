@@ -50,7 +50,7 @@ class LoopCounts:
         drawn = counts.distribution != "fixed"
         if not (drawn or rises or counts.gradient_loops):
             return None
-        looped = [segment.loops for segment in plan.segments if segment.loops > 1]
+        looped = plan.looped
         if not looped:
             return None
         if len(looped) > 1:
@@ -66,7 +66,7 @@ class LoopCounts:
             raise UserError("config.counts.by='row' is for numbers that are drawn")
         if counts.most and not drawn:
             raise UserError("config.counts.most bounds what is drawn; distribution is 'fixed'")
-        made = cls(looped[0], **counts.to_dict())
+        made = cls(plan.segments[looped[0]].loops, **counts.to_dict())
         if not made.with_gradient_at_most:
             raise UserError(
                 f"config.counts.distribution={counts.distribution!r} has no bound: say "

@@ -56,7 +56,7 @@ class LoopLosses:
         if kind == "last":
             return None
         plan = LoopPlan.parse(config.model.plan)
-        looped = [index for index, segment in enumerate(plan.segments) if segment.loops > 1]
+        looped = plan.looped
         if not looped:
             return None
         if len(looped) > 1:

@@ -67,7 +67,7 @@ class ExitRule:
     def check(self, config: ModelConfig) -> None:
         """UserError unless exactly one segment is looped, has a gate if the rule is its, and does
         not halt tokens by itself."""
-        looped = sum(segment.trained_loops > 1 for segment in config.plan.segments)
+        looped = len(config.plan.looped)
         if looped != 1:
             count = "no looped segment" if not looped else f"{looped} looped segments"
             raise UserError(f"exit={self}: plan {config.plan} has {count}; an exit needs one")
