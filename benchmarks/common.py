@@ -60,6 +60,12 @@ def report(name: str, seconds: dict[str, list[float]], reference: str) -> None:
     save(name, {"machine": machine(), "seconds": seconds, "medians": medians})
 
 
+def load(name: str) -> dict[str, Any]:
+    """What results/<name>.json has."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
 def save(name: str, results: dict[str, Any]) -> None:
     """Writes results/<name>.json."""
     RESULTS.mkdir(exist_ok=True)

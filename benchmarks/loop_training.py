@@ -9,6 +9,8 @@ Losses of every loop: 4x4, d 768, vocabulary 8192, 4 x 256 tokens; Ouro's expect
 gate, and weighted losses, against the last loop's.
 
     python -m benchmarks.loop_training --rounds=5
+
+Ratios are medians over rounds of the seconds of an arm over its reference's in the same round.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.common import interleaved, machine, save
+from benchmarks.common import interleaved, load, machine, save
 from looped_jax.config import default_config, set_key
 from looped_jax.parallel.mesh import put_batch
 from looped_jax.training.job import Job, jitted_train_step, make_job
@@ -94,16 +96,21 @@ def main() -> None:
     """Prints and saves the medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--only", choices=("counts", "losses"))
+    arguments = parser.parse_args()
     results: dict[str, Any] = {"machine": machine()}
     for name, arms, steps, reference in (
         ("counts", ("drawn", "drawn by row", "fixed", "plain"), STEPS, "fixed"),
         ("losses", ("last", "expected", "weighted"), 1, "last"),
     ):
+        if arguments.only not in (None, name):
+            results[name] = load("loop_training")[name]
+            continue
         jobs = {arm: make(ARMS[arm]) for arm in arms}
         counted: dict[str, list[float]] = {arm: [] for arm in arms}
         seconds = interleaved(
-            {arm: stepper(job, steps, counted[arm]) for arm, job in jobs.items()}, rounds
+            {arm: stepper(job, steps, counted[arm]) for arm, job in jobs.items()},
+            arguments.rounds,
         )
         medians = {arm: statistics.median(times) for arm, times in seconds.items()}
         base = jobs[reference].mean_step_flops
@@ -112,7 +119,8 @@ def main() -> None:
             # Of the steps that were made: a mean of few draws is not the distribution's.
             made = (loops, min(loops, 4.0)) if job.counts else None
             share = job.step_flops(made) / base if arm != "drawn by row" else float("nan")
-            ratio = medians[arm] / medians[reference]
+            pairs = zip(seconds[arm], seconds[reference], strict=True)
+            ratio = statistics.median(mine / theirs for mine, theirs in pairs)
             print(f"{arm:13} {medians[arm]:7.2f} s  {ratio:.3f} of {reference}, ", end="")
             print(f"loops {loops:.2f}, FLOPs {share:.3f}")
         results[name] = {"seconds": seconds, "loops": {a: c[0] for a, c in counted.items()}}

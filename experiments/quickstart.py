@@ -11,18 +11,12 @@ the seeds in docs/quickstart.md; under 3 minutes of training in all on 2 CPU cor
     python -m looped_jax.main --config=experiments/quickstart.py
 """
 
-from looped_jax.config import ConfigDict, default_config
+from experiments import group
+from looped_jax.config import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    config = default_config()
-    config.data.task = "group_s3_n7"
-    config.data.targets = "running"
-    config.model.update(d_model=64, num_heads=8, d_ff=256, tied_output=False)
-    config.optimizer.update(name="adamw", learning_rate=8e-3, warmup_steps=200)
-    config.train.update(steps=2400, batch_size=128, log_every=100)
-    config.checkpoint.update(every=1200, keep=1)
-    config.eval.update(every=100, examples=2048, batch_size=512)
+    config = group.get_config()
     config.variants = (
         ("base", (("model.plan", "1x1"),)),
         ("looped", (("model.plan", "1x3"),)),

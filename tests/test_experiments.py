@@ -40,6 +40,7 @@ SPECS = [
     "pile_24x1.py",
     "pile_loops.py",
     "pile_mini.py",
+    "group.py",
     "quickstart.py",
     *(f"{name}.py{size}" for name in RECIPES for size in ("", ":small")),
     *("ouro.py:gate", "ouro.py:gate_small"),

@@ -17,6 +17,7 @@ from typing import Any
 
 from looped_jax import config as config_lib
 from looped_jax.errors import UserError
+from looped_jax.training.job import planned_step_flops
 from looped_jax.training.sweep import SweepRun
 
 Point = dict[str, Any]
@@ -90,6 +91,23 @@ def run_name(point: Mapping[str, Any]) -> str:
     if safe == plain and len(name) <= LONGEST:
         return name
     return f"{name[:LONGEST]}-{hashlib.sha256(repr(texts).encode()).hexdigest()[:8]}"
+
+
+def at_equal_flops(
+    config: str,
+    points: Iterable[Mapping[str, Any]],
+    base: Mapping[str, Any],
+    reference: Mapping[str, Any],
+) -> tuple[Point, ...]:
+    """The points, each with the `train.steps` after which it has been trained with as many FLOPs
+    (models/flops.py) as the point ``reference``, of the experiment ``config`` with ``base``."""
+
+    def of(point: Mapping[str, Any]) -> tuple[float, int]:
+        made = SweepRun(run_name(point), config, {**base, **point}).load()
+        return planned_step_flops(made), int(made.train.steps)
+
+    step, steps = of(reference)
+    return tuple({**p, "train.steps": max(1, round(steps * step / of(p)[0]))} for p in points)
 
 
 def runs(

@@ -56,10 +56,7 @@ class Job:
 
     def step_flops(self, counts: tuple[float, float] | None) -> float:
         """Model FLOPs of a training step, see train_flops; ``counts`` of a job that has them."""
-        model = self.model.config
-        read_outs = 1 if self.losses is None else self.losses.read_outs
-        rows, length = self.config.train.batch_size, model.max_length
-        return train_flops(model, rows, length, counts, read_outs)
+        return _step_flops(self.config, self.model.config, self.losses, counts)
 
     @functools.cached_property
     def mean_step_flops(self) -> float:
@@ -69,6 +66,23 @@ class Job:
     def context(self) -> contextlib.AbstractContextManager[None]:
         """Where its functions are traced and run."""
         return mesh_context(self.mesh, self.rules, self.model.config.dtype)
+
+
+def _step_flops(
+    config: ConfigDict,
+    model: ModelConfig,
+    losses: LoopLosses | None,
+    counts: tuple[float, float] | None,
+) -> float:
+    read_outs = 1 if losses is None else losses.read_outs
+    return train_flops(model, config.train.batch_size, model.max_length, counts, read_outs)
+
+
+def planned_step_flops(config: ConfigDict) -> float:
+    """Model FLOPs of a config's mean training step, without devices or its data."""
+    data = resolve(config)
+    model = ModelConfig.from_config(config, vocab_size=data.vocab_size, max_length=data.length)
+    return _step_flops(config, model, LoopLosses.from_config(config), mean_counts(config))
 
 
 def make_job(

@@ -1,0 +1,199 @@
+"""The fair table: the arms of experiments/sweeps/variants_small.py, or of variants_text_small.py.
+
+Of each arm the learning rate is that with the best mean over seeds of the last evaluation, on
+validation rows; what is reported is measured here, on test rows: at several loop counts and, of a
+synthetic task, on longer problems. An arm is its mean over seeds and the lowest and highest of
+them. A rate at an end of the grid is marked: the arm might do better beyond it.
+
+    python -m benchmarks.variants --runs=runs/variants_small --tasks=group_s3_n7,group_s3_n9
+    python -m benchmarks.variants --runs=runs/variants_text_small
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from tqdm import tqdm
+
+from benchmarks.common import RESULTS, machine, save
+from looped_jax.analysis.records import Record, find_runs
+from looped_jax.evaluation.held_out import Evaluator
+from looped_jax.evaluation.metric_table import Metric
+from looped_jax.inference.cache import cache_bytes
+from looped_jax.models.flops import forward_flops
+from looped_jax.training.evaluations import held_out_sets
+from looped_jax.training.run import open_run
+
+LOOPS = (1, 2, 3, 4, 6, 8)
+IMAGES = pathlib.Path(__file__).parents[1] / "docs" / "images"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """The runs of an arm at its best rate, one per seed."""
+
+    name: str
+    rate: float
+    at_an_end: bool
+    records: tuple[Record, ...]
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """What it has and what it costs: FLOPs of all training and of a token in its context,
+        bytes of a token in the cache."""
+        record, model = self.records[0], self.records[0].job.model.config
+        once = forward_flops(model, 1, model.max_length) / model.max_length
+        return {
+            "plan": str(record.plan),
+            "learning_rate": self.rate,
+            "rate_at_an_end": self.at_an_end,
+            "parameters": record.parameters,
+            "steps": record.config.train.steps,
+            "training_flops": record.step_flops * record.config.train.steps,
+            "token_flops": once,
+            "cache_bytes": cache_bytes(model, 1, 1),
+        }
+
+
+def best_arms(records: Sequence[Record], metric: str) -> list[Arm]:
+    """Each arm at the rate with the best mean of the last value of ``metric``."""
+    grid: dict[str, dict[float, list[Record]]] = {}
+    for record in records:
+        if record.step < record.config.train.steps:
+            raise SystemExit(f"{record.name} has not finished; the sweep's command goes on with it")
+        rates = grid.setdefault(record.name.partition("_lr")[0], {})
+        rates.setdefault(record.config.optimizer.learning_rate, []).append(record)
+    sign = -1 if Metric(metric).kind.higher_is_better else 1
+
+    def badness(runs: list[Record]) -> float:
+        values = [record.last(metric) for record in runs]
+        assert None not in values, metric
+        return sign * statistics.fmean(value for value in values if value is not None)
+
+    arms = []
+    for name, rates in grid.items():
+        best = min(rates, key=lambda rate: badness(rates[rate]))
+        runs = tuple(sorted(rates[best], key=lambda record: record.seed))
+        arms.append(Arm(name, best, best in (min(rates), max(rates)), runs))
+    return arms
+
+
+def measured(record: Record, tasks: Sequence[str]) -> dict[str, dict[int, float]]:
+    """Task -> loops -> the headline metric on test rows of the newest checkpoint."""
+    overrides = {"eval.tasks": ",".join(tasks)} if tasks else {}
+    run = open_run(str(record.workdir), None, overrides)
+    params, job = run.parameters(), run.job
+    sets = held_out_sets(job, "test")
+    counts = LOOPS if job.model.config.plan.looped else (record.loops,)
+    found: dict[str, dict[int, float]] = {}
+    for loops in counts:
+        evaluator = Evaluator(job.model, job.mesh, job.rules, loops)
+        for held_out in sets:
+            metrics = evaluator(params, held_out) or {}
+            name = f"eval/{held_out.name}/"
+            value = metrics.get(f"{name}accuracy", metrics.get(f"{name}bits_per_byte"))
+            assert value is not None
+            found.setdefault(held_out.name, {})[loops] = value
+    return found
+
+
+def shown(values: Sequence[float], percent: bool) -> str:
+    """Mean (lowest to highest)."""
+    scale, form = (100.0, ".1f") if percent else (1.0, ".3f")
+    mean, low, high = (
+        f"{scale * x:{form}}" for x in (statistics.fmean(values), min(values), max(values))
+    )
+    return f"{mean} ({low} to {high})"
+
+
+def table(arms: dict[str, dict[str, Any]], task: str, percent: bool) -> str:
+    """Markdown: an arm a row, at its own loops first, then at each of LOOPS."""
+    heads = ["arm", "plan", "lr", "parameters", "steps", "MFLOPs a token", "cache bytes a token"]
+    heads += ["as trained", *(f"{n} loops" for n in LOOPS)]
+    lines = ["| " + " | ".join(heads) + " |", "|---|---" + "|---:" * (len(heads) - 2) + "|"]
+    for name, arm in arms.items():
+        seen, by_loops = arm["seen"], arm["values"][task]
+        own = str(arm["loops"])
+        cells = [name, f"`{seen['plan']}`"]
+        cells += [f"{seen['learning_rate']:g}" + ("*" if seen["rate_at_an_end"] else "")]
+        cells += [f"{seen['parameters']:,}", f"{seen['steps']:,}"]
+        cells += [f"{seen['token_flops'] / 1e6:.3f}", f"{seen['cache_bytes']:,}"]
+        cells.append(shown(by_loops[own], percent))
+        for n in LOOPS:
+            values = by_loops.get(str(n))
+            cells.append(f"{mean_of(values, percent)}" if values else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def mean_of(values: Sequence[float], percent: bool) -> str:
+    """Their mean as a table shows it."""
+    mean = statistics.fmean(values)
+    return f"{100 * mean:.1f}" if percent else f"{mean:.3f}"
+
+
+def picture(arms: dict[str, dict[str, Any]], tasks: Sequence[str], percent: bool, to: Any) -> None:
+    """For each task, every arm as trained: its seeds and their mean."""
+    figure, axes = plt.subplots(
+        1,
+        len(tasks),
+        figsize=(3.2 + 3.0 * len(tasks), 0.5 + 0.3 * len(arms)),
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
+    )
+    scale = 100.0 if percent else 1.0
+    for axis, task in zip(axes[0], tasks, strict=True):
+        for place, arm in enumerate(arms.values()):
+            values = [scale * x for x in arm["values"][task][str(arm["loops"])]]
+            axis.plot(values, [place] * len(values), "o", ms=4, alpha=0.5, color="tab:blue")
+            axis.plot([statistics.fmean(values)], [place], "|", ms=14, color="black")
+        axis.set_xlabel(f"{task}, {'exact match, %' if percent else 'bits per byte'}")
+        axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
+    axes[0][0].set_yticks(range(len(arms)), arms)
+    axes[0][0].invert_yaxis()
+    figure.savefig(to, dpi=140, metadata={"Software": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    """Measures, saves, prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", required=True)
+    parser.add_argument("--tasks", default="")
+    arguments = parser.parse_args()
+    records, missing = find_runs([arguments.runs])
+    if missing:
+        raise SystemExit("; ".join(missing))
+    task = records[0].task
+    percent = task != "text"
+    tasks = [name for name in arguments.tasks.split(",") if name] or [task]
+    metric = f"eval/{task}/{'accuracy' if percent else 'loss'}"
+    arms: dict[str, dict[str, Any]] = {}
+    for arm in tqdm(best_arms(records, metric), unit="arm"):
+        values: dict[str, dict[str, list[float]]] = {}
+        for record in arm.records:
+            for name, by_loops in measured(record, tasks).items():
+                for loops, value in by_loops.items():
+                    values.setdefault(name, {}).setdefault(str(loops), []).append(value)
+        arms[arm.name] = {"seen": arm.seen, "loops": arm.records[0].loops, "values": values}
+    name = pathlib.Path(arguments.runs).name
+    grid = {r.name: r.last(metric) for r in records}
+    save(name, {"machine": machine(), "metric": metric, "arms": arms, "grid": grid})
+    for task in tasks:
+        print(f"\n{task}\n\n{table(arms, task, percent)}")
+    picture(arms, tasks, percent, IMAGES / f"{name}.png")
+    print(f"\nsaved {RESULTS / name}.json, {IMAGES / name}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Kinds of loops side by side on text: the arms of variants_small.py, over bytes.
+
+Two layers in three loops, width 64, 500 steps of 2,048 bytes on $PILE_DIR (docs/data.md), the other
+arms with the same training FLOPs; `unlooped` and `untied` are 2x1 and 6x1. Three learning rates,
+three seeds; what is reported is of the test shard (docs/variants.md). About 100 minutes on two CPU
+cores.
+
+    python -m looped_jax.sweep --sweep=experiments/sweeps/variants_text_small.py \
+        --workdir=runs/variants_text_small --config.data.path=$PILE_DIR
+    python -m benchmarks.variants --runs=runs/variants_text_small
+"""
+
+from experiments.sweeps.variants_small import ARMS, side_by_side
+from looped_jax.training.sweep import SweepRun
+
+PLANS = {"1x1": "2x1", "3x1": "6x1", "1x2": "2x2", "1x4": "2x4"}
+TEXT_ARMS = {
+    name: {key: PLANS.get(value, value) for key, value in arm.items()} for name, arm in ARMS.items()
+}
+RATES = (1.5e-3, 4e-3, 1e-2)
+TUNED: dict[str, float] = {}
+BASE = {
+    "data.test_files": "test.jsonl.zst",
+    "train.steps": 500,
+    "optimizer.warmup_steps": 50,
+    "eval.every": 250,
+    "checkpoint.every": 10_000,
+}
+
+
+def get_sweep() -> tuple[SweepRun, ...]:
+    return side_by_side("experiments/pile.py:2x3_small", TEXT_ARMS, BASE, RATES, TUNED)
