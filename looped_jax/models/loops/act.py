@@ -13,14 +13,12 @@ A baseline: looped language models trained so tend to halt after one loop.
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from looped_jax.models.config import ModelConfig
-from looped_jax.models.execution import partitioned
 from looped_jax.models.layers import Array
-from looped_jax.models.loops.base import LoopContext, LoopState, LoopVariant
+from looped_jax.models.loops.base import LoopContext, LoopState
+from looped_jax.models.loops.gate import TokenGate
 
 EPS = 0.01
 
@@ -30,14 +28,10 @@ def _others(state: LoopState) -> dict[str, Any]:
     return {name: of for name, of in state.extra.items() if name != "act"}
 
 
-class AdaptiveTime(LoopVariant):
+class AdaptiveTime(TokenGate):
     """Halts tokens one by one and mixes their states."""
 
-    def setup(self) -> None:
-        """Its parameters; neither is a kernel: they are in no optimizer's group of matrices."""
-        zeros, ones = nn.initializers.zeros_init(), nn.initializers.ones_init()
-        self.weight = self.param("weight", partitioned(zeros, "embed"), (self.config.d_model,))
-        self.bias = self.param("bias", partitioned(ones), ())
+    bias_at_start = 1.0
 
     def start(self, state: LoopState, context: LoopContext) -> LoopState:
         """Nothing has halted, nothing is mixed."""
@@ -47,7 +41,7 @@ class AdaptiveTime(LoopVariant):
 
     def enter(self, state: LoopState, context: LoopContext, loop: Array) -> LoopState:
         """Asks the state as the loop before left it."""
-        halting_BT = jax.nn.sigmoid(state.x_BTD.astype(jnp.float32) @ self.weight + self.bias)
+        halting_BT = jax.nn.sigmoid(self.logit(state))
         before = state.replace(extra=_others(state))
         asked = {**state.extra["act"], "halting": halting_BT, "before": before}
         return state.replace(extra={**state.extra, "act": asked})
@@ -83,8 +77,3 @@ class AdaptiveTime(LoopVariant):
         act = state.extra["act"]
         rest_BT1 = (1.0 - act["sum"])[..., None].astype(state.x_BTD.dtype)
         return LoopState(act["mixed"] + rest_BT1 * state.x_BTD, _others(state))
-
-    @classmethod
-    def loop_flops(cls, config: ModelConfig) -> int:
-        """A product with one vector."""
-        return 2 * config.d_model

@@ -7,6 +7,8 @@ of the stream h_t at the loop's end. It is emitted as the logit w h_t + b, and c
 a loss or an exit makes of the logits of all loops is said by ``exit_log_p``.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,23 +19,34 @@ from looped_jax.models.layers import Array
 from looped_jax.models.loops.base import LoopState, LoopVariant
 
 
-class LinearGate(LoopVariant):
-    """Emits w h + b, float32 [B, T]."""
+class TokenGate(LoopVariant):
+    """w h + b of each token's stream h."""
+
+    bias_at_start: ClassVar[float] = 0.0
 
     def setup(self) -> None:
         """Its parameters; neither is a kernel: they are in no optimizer's group of matrices."""
-        zeros = nn.initializers.zeros_init()
+        zeros, bias = nn.initializers.zeros_init(), nn.initializers.constant(self.bias_at_start)
         self.weight = self.param("weight", partitioned(zeros, "embed"), (self.config.d_model,))
-        self.bias = self.param("bias", partitioned(zeros), ())
+        self.bias = self.param("bias", partitioned(bias), ())
 
-    def emit(self, state: LoopState, loop: Array) -> Array:
-        """The logit of each token."""
-        return state.x_BTD.astype(jnp.float32) @ self.weight + self.bias
+    def logit(self, state: LoopState) -> Array:
+        """w h + b, float32 [B, T]."""
+        logit_BT: Array = state.x_BTD.astype(jnp.float32) @ self.weight + self.bias
+        return logit_BT
 
     @classmethod
     def loop_flops(cls, config: ModelConfig) -> int:
         """A product with one vector."""
         return 2 * config.d_model
+
+
+class LinearGate(TokenGate):
+    """Emits w h + b, float32 [B, T]."""
+
+    def emit(self, state: LoopState, loop: Array) -> Array:
+        """The logit of each token."""
+        return self.logit(state)
 
 
 def exit_log_p(logits_L: Array) -> Array:
