@@ -29,6 +29,7 @@ class ModelConfig:
     norm: str = "rmsnorm"
     norm_eps: float = 1e-6
     qk_norm: bool = False
+    attention_gate: bool = False
     norms: str = "pre"
     positions: str = "rope"
     rope_theta: float = 10000.0

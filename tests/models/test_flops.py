@@ -24,7 +24,9 @@ def measured(plan: str, **fields: Any) -> float:
 
 
 @pytest.mark.parametrize("plan", ["2x3", "1x1,1x3,1x1", "4x1"])
-@pytest.mark.parametrize("fields", [{}, dict(mlp="swiglu", num_kv_heads=2)], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{}, dict(mlp="swiglu", num_kv_heads=2, attention_gate=True)], ids=str
+)
 def test_counted_flops_agree_with_the_compiler(plan: str, fields: dict[str, Any]) -> None:
     config = small_model(plan, **{**SHAPE, **fields}).config
     assert measured(plan, **fields) == pytest.approx(forward_flops(config, 4, 64), rel=0.05)
