@@ -205,6 +205,18 @@ class Loop:
         "every_loop: a norm that all loops share ends each of them; it may be the model's last one",
         choices=("once", "every_loop"),
     )
+    nest: str = key(
+        "none",
+        "loops at two speeds: every low_loops + 1 loops update a fast state low_loops times and a "
+        "slow one once, by a stack of layers for each, or by one",
+        choices=("none", "two_stacks", "one_stack"),
+    )
+    low_loops: int = key(3, "of nest: of the fast state, to one of the slow one", range=POSITIVE)
+    low_gradient_loops: tuple[int, ...] = key(
+        (),
+        "of nest: of each cycle's low loops the last so many have gradients, one number per cycle, "
+        "1 for those before; (): all",
+    )
     norms: str = key(
         "pre",
         "of all layers: before a block; branch: and on what it adds; stream: and on the sum",

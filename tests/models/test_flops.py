@@ -42,6 +42,7 @@ def test_counted_flops_agree_with_the_compiler(plan: str, fields: dict[str, Any]
         ("1x3", (("injection", "concat"),)),
         ("2x3", (("lanes", "hyper"), ("per_loop", "lora"))),
         ("1x3", (("lanes", "hyperloop"),)),
+        ("1x8", (("nest", "two_stacks"),)),
     ],
 )
 def test_counted_flops_of_a_step_are_the_products_of_the_compiled_step(
