@@ -144,6 +144,17 @@ MODELS = {
         model__plan="1x3", loop__lanes="hyper", loop__per_loop="lora", loop__lora_rank=3
     ),
     "hyperloop, time": dict(model__plan="1x1,1x3", loop__lanes="hyperloop", loop__per_loop="time"),
+    "nested, two stacks, cut gradients, gated attention, norms without scale": dict(
+        model__plan="1x1,2x6",
+        model__norm="rmsnorm_unscaled",
+        model__attention_gate=True,
+        loop__nest="two_stacks",
+        loop__low_loops=2,
+        loop__low_gradient_loops=(0,),
+    ),
+    "nested, one stack, input injection": dict(
+        model__plan="1x4", loop__nest="one_stack", loop__injection="add"
+    ),
     "drawn loop counts": dict(
         model__plan="1x1,1x3",
         loop__injection="add",

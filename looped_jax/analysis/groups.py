@@ -121,8 +121,10 @@ class TaskGroup:
     def gap(self, model: Model, metric: str) -> float | None:
         """The % Gap of a looped model, against the base and the iso-FLOP model that differ from it
         in the plan alone; None where one of them is not there, was not evaluated at the same step,
-        or the iso-FLOP model is not better than the base by more than noise."""
-        if model.plan.effective_depth == model.plan.distinct_layers:
+        or the iso-FLOP model is not better than the base by more than noise. None for two stacks of
+        layers, which no plan kx1 has."""
+        stacked = model.first.config.loop.get("nest") == "two_stacks"
+        if stacked or model.plan.effective_depth == model.plan.distinct_layers:
             return None
         alike = {str(m.plan): m for m in self.models if m.setting == model.setting}
         base = alike.get(f"{model.plan.distinct_layers}x1")

@@ -112,9 +112,16 @@ class Model:
     d_ff: int = key(1024, "width of the MLP", range=POSITIVE)
     mlp: str = key("gelu", "its kind", choices=("gelu", "swiglu", "relu"))
     bias: bool = key(False, "biases in attention and MLP projections")
-    norm: str = key("rmsnorm", "normalisation", choices=("rmsnorm", "layernorm", "none"))
+    norm: str = key(
+        "rmsnorm",
+        "normalisation; rmsnorm_unscaled: without a learned scale",
+        choices=("rmsnorm", "rmsnorm_unscaled", "layernorm", "none"),
+    )
     norm_eps: float = key(1e-6, "added to the variance in a norm", range=Range(0, 1, "low"))
     qk_norm: bool = key(False, "RMSNorm of each head's queries and keys, before RoPE")
+    attention_gate: bool = key(
+        False, "each channel that attention gives is let through by a sigmoid of what it is given"
+    )
     positions: str = key("rope", "how positions are known", choices=("rope", "learned", "none"))
     rope_theta: float = key(10000.0, "base of RoPE", range=Range(0, 1e30, "low"))
     tied_output: bool = key(True, "output projection = transposed token embedding")
@@ -197,6 +204,18 @@ class Loop:
         "once",
         "every_loop: a norm that all loops share ends each of them; it may be the model's last one",
         choices=("once", "every_loop"),
+    )
+    nest: str = key(
+        "none",
+        "loops at two speeds: every low_loops + 1 loops update a fast state low_loops times and a "
+        "slow one once, by a stack of layers for each, or by one",
+        choices=("none", "two_stacks", "one_stack"),
+    )
+    low_loops: int = key(3, "of nest: of the fast state, to one of the slow one", range=POSITIVE)
+    low_gradient_loops: tuple[int, ...] = key(
+        (),
+        "of nest: of each cycle's low loops the last so many have gradients, one number per cycle, "
+        "1 for those before; (): all",
     )
     norms: str = key(
         "pre",

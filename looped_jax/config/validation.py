@@ -73,11 +73,43 @@ def _check_loop(config: ConfigDict) -> None:
             f"config.loop.state={loop.state!r} forgets a segment's input; it needs a "
             "config.loop.injection, e.g. 'concat'"
         )
-    for option, plain in (("norms", "pre"), ("last_norm", "once")):
+    _check_nest(config)
+    for option, plain in (("norms", "pre"), ("last_norm", "once"), ("nest", "none")):
         if loop[option] != plain and config.model.norm == "none":
             raise UserError(
                 f"config.loop.{option}={loop[option]!r} is about norms; config.model.norm is 'none'"
             )
+
+
+def _check_nest(config: ConfigDict) -> None:
+    """UserError for what does not go with loops at two speeds, or is for these alone."""
+    loop = config.loop
+    if loop.nest == "none":
+        if loop.low_gradient_loops:
+            raise UserError(
+                "config.loop.low_gradient_loops is for config.loop.nest, which is 'none'"
+            )
+        return
+    for option, plain in (("gate", "none"), ("lanes", "one"), ("last_norm", "once")):
+        if loop[option] != plain:
+            raise UserError(
+                f"config.loop.nest={loop.nest!r} does not go with config.loop.{option}="
+                f"{loop[option]!r}: a loop ends one of two states"
+            )
+    if loop.nest == "two_stacks" and loop.per_loop == "lora":
+        raise UserError(
+            "config.loop.per_loop='lora' has a part for every loop of a stack: with config.loop."
+            "nest='two_stacks' no stack has them all; nest='one_stack' has"
+        )
+    if config.loop_loss.kind != "last":
+        raise UserError(
+            f"config.loop_loss.kind={config.loop_loss.kind!r} is of every loop; with config.loop."
+            f"nest={loop.nest!r} most end a state that is not read: take 'last'"
+        )
+    if most := [count for count in loop.low_gradient_loops if count > loop.low_loops]:
+        raise UserError(
+            f"config.loop.low_gradient_loops: {most[0]} is more than the {loop.low_loops} low loops"
+        )
 
 
 def _check_tuples(config: ConfigDict) -> None:
@@ -102,6 +134,9 @@ def _check_tuples(config: ConfigDict) -> None:
     def is_count(item: Any) -> bool:
         return isinstance(item, int) and not isinstance(item, bool) and 0 < item < MOST
 
+    def is_share(item: Any) -> bool:
+        return is_count(item) or (item == 0 and isinstance(item, int))
+
     def is_name(item: Any) -> bool:
         return isinstance(item, str)
 
@@ -115,6 +150,7 @@ def _check_tuples(config: ConfigDict) -> None:
         "optimizer.group_rates": (is_weight, "(a parameter's path, factor), e.g. ('embed', 0.1)"),
         "loop_loss.weights": (is_number, "a number, not negative"),
         "optimizer.frozen": (is_pattern, "a parameter's path, e.g. 'segment_0/layers'"),
+        "loop.low_gradient_loops": (is_share, "a number of loops, 0 or more"),
         "eval.tasks": (is_name, "the name of a task"),
         "eval.loops": (is_count, "a number of loops, e.g. 4"),
         "model.saved_names": (is_name, "a name"),

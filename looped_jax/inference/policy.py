@@ -62,6 +62,13 @@ class CachePolicy:
         counts = [s.loops for s in config.plan.with_loops(loops).segments if s.trained_loops > 1]
         if self.name != "per_loop" and not counts:
             raise UserError(f"cache={self}: plan {config.plan} has no looped segment")
+        cycle = config.low_loops + 1
+        alike = self.name == "per_loop" or (self.ring and self.ring % cycle == 0)
+        if "nest" in dict(config.loop) and not alike:
+            raise UserError(
+                f"cache={self}: loops of config.loop.nest cannot share keys and values within a "
+                f"cycle of {cycle}; per_loop, or ring:C with C a multiple of it"
+            )
         if self.ring > max(counts, default=self.ring):
             raise UserError(f"cache={self} has more slots than the {max(counts)} loops")
 

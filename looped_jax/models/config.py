@@ -29,6 +29,7 @@ class ModelConfig:
     norm: str = "rmsnorm"
     norm_eps: float = 1e-6
     qk_norm: bool = False
+    attention_gate: bool = False
     norms: str = "pre"
     positions: str = "rope"
     rope_theta: float = 10000.0
@@ -36,6 +37,8 @@ class ModelConfig:
     loop: tuple[tuple[str, str], ...] = ()  # Option of config.loop, variant; see models/loops/.
     beyond_trained: str = "last"
     lora_rank: int = 8
+    low_loops: int = 3
+    low_gradient_loops: tuple[int, ...] = ()
     gradient_loops: int = 0  # Of a pass whose loop counts are data, those with gradients.
     dtype: Any = jnp.float32
     remat: str = "none"
@@ -52,8 +55,8 @@ class ModelConfig:
     @property
     def has_final_norm(self) -> bool:
         """Whether a norm follows the last segment: not where the plan ends in loops that end in one
-        each (config.loop.last_norm)."""
-        loops_end_in_a_norm = dict(self.loop).get("last_norm") == "every_loop"
+        each (config.loop.last_norm, config.loop.nest)."""
+        loops_end_in_a_norm = {"last_norm", "nest"} & set(dict(self.loop))
         return not (loops_end_in_a_norm and self.plan.segments[-1].trained_loops > 1)
 
     @property
@@ -86,7 +89,8 @@ class ModelConfig:
         fields = {**model.to_dict(), "max_length": max_length, "backend": backend}
         fields["gradient_loops"] = gradient_loops
         fields["plan"] = LoopPlan.parse(model.plan)
-        fields |= {name: loop.pop(name) for name in ("norms", "beyond_trained", "lora_rank")}
+        numbers = ("norms", "beyond_trained", "lora_rank", "low_loops", "low_gradient_loops")
+        fields |= {name: loop.pop(name) for name in numbers}
         plain = {option: KEYS[f"loop.{option}"].default for option in loop}
         fields["loop"] = tuple(sorted((k, name) for k, name in loop.items() if name != plain[k]))
         fields["vocab_size"] = model.vocab_size or 8 * -(-vocab_size // 8)

@@ -24,6 +24,7 @@ KERNELS = {
     "query": ("embed", "heads", "head_dim"),
     "key": ("embed", "kv_heads", "head_dim"),
     "value": ("embed", "kv_heads", "head_dim"),
+    "out_gate": ("embed", "heads", "head_dim"),
     "output": ("heads", "head_dim", "embed"),
     "up": ("embed", "mlp"),
     "gate": ("embed", "mlp"),
@@ -33,6 +34,7 @@ KERNELS = {
 LAYOUTS = {
     "stream": ("batch", "length", "activation_embed"),
     "query": ("batch", "length", "activation_heads", "head_dim"),
+    "out_gate": ("batch", "length", "activation_heads", "head_dim"),
     "mlp": ("batch", "length", "activation_mlp"),
     "logits": ("batch", "length", "activation_vocab"),
 }

@@ -6,18 +6,20 @@ kind of loop multiplies beside them.
 """
 
 from looped_jax.models.config import ModelConfig
-from looped_jax.models.loops import VARIANTS
+from looped_jax.models.loops import VARIANTS, runs_of
 
 
-def _per_token(config: ModelConfig, length: int) -> tuple[float, float, float]:
-    """Of a forward pass, what the plan's loops take, what comes before or between them, and what
-    reads them out: the layers behind the last of them, and the output projection."""
+def _per_token(config: ModelConfig, length: int) -> tuple[float, float, float, float]:
+    """Of a forward pass, what the plan's loops take, of that what those take that gradients go
+    through, what comes before or between them, and what reads them out: the layers behind the last
+    of them, and the output projection."""
     d, f = config.d_model, config.d_ff
     queries, groups = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    projections = 2 * d * (queries + 2 * groups) + 2 * queries * d
+    gates = queries if config.attention_gate else 0
+    projections = 2 * d * (queries + 2 * groups + gates) + 2 * queries * d
     attention = 2 * 2 * length * queries  # Scores, and the average of the values.
     mlp = 2 * d * f * (3 if config.mlp == "swiglu" else 2)
-    in_loops, before, after = 0, 0, 0
+    in_loops, with_gradient, before, after = 0, 0, 0, 0
     variants = [VARIANTS[option][name] for option, name in config.loop]
     for segment in config.plan.segments:
         once = segment.layers * (projections + attention + mlp)
@@ -26,13 +28,16 @@ def _per_token(config: ModelConfig, length: int) -> tuple[float, float, float]:
             continue
         added = sum(v.loop_flops(config) + segment.layers * v.layer_flops(config) for v in variants)
         in_loops += segment.loops * (once + added)
+        kept = sum(run.loops for run in runs_of(config, segment) if run.gradient)
+        with_gradient += kept * (once + added)
         before, after = before + after + sum(v.pass_flops(config) for v in variants), 0
-    return in_loops, before, after + 2 * d * config.vocab_size
+    return in_loops, with_gradient, before, after + 2 * d * config.vocab_size
 
 
 def forward_flops(config: ModelConfig, rows: int, length: int) -> float:
     """FLOPs of one forward pass over ``rows`` rows of ``length`` tokens."""
-    return rows * length * sum(_per_token(config, length))
+    in_loops, _, before, after = _per_token(config, length)
+    return rows * length * (in_loops + before + after)
 
 
 def train_flops(
@@ -49,10 +54,11 @@ def train_flops(
     (training/loop_losses.py). Recomputation (`remat`) is not counted: model FLOPs, not hardware
     FLOPs.
     """
-    in_loops, before, after = _per_token(config, length)
-    passes: float = 3  # Over the plan's loops.
+    in_loops, with_gradient, before, after = _per_token(config, length)
+    of_loops = in_loops + 2 * with_gradient
     if counts is not None:
-        loops, with_gradient = counts
+        loops, gradient_loops = counts
         (looped,) = config.plan.looped
-        passes = (loops + 2 * with_gradient) / config.plan.segments[looped].loops
-    return rows * length * (passes * in_loops + 3 * (before + read_outs * after))
+        passes = (loops + 2 * gradient_loops) / config.plan.segments[looped].loops
+        of_loops = passes * in_loops
+    return rows * length * (of_loops + 3 * (before + read_outs * after))

@@ -53,8 +53,14 @@ def norm(config: ModelConfig, name: str | None) -> Callable[[Array], Array]:
     if config.norm == "none":
         return lambda x_BTD: x_BTD
     scale_init = partitioned(nn.initializers.ones_init(), "embed")
-    if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.norm_eps, config.dtype, scale_init=scale_init, name=name)
+    if config.norm != "layernorm":
+        return nn.RMSNorm(
+            config.norm_eps,
+            config.dtype,
+            use_scale=config.norm == "rmsnorm",
+            scale_init=scale_init,
+            name=name,
+        )
     bias_init = partitioned(nn.initializers.zeros_init(), "embed")
     return nn.LayerNorm(
         config.norm_eps, config.dtype, scale_init=scale_init, bias_init=bias_init, name=name
@@ -133,9 +139,19 @@ class Attention(nn.Module):
             own = (q_BTHK[:, 0], k_BTGK[:, 0], v_BTGK[:, 0])
             k_BGSK, v_BGSK = (_part(x, *at) for x in (inputs.cache.k, inputs.cache.v))
             out_BTHK = attend_to_cache(*own, k_BGSK, v_BGSK, inputs.seen_BS)[:, None]
+        out_BTHK = self.gated(out_BTHK, x_BTD)
         out_BTD = dense(config, "output", config.d_model, contracted=2)(out_BTHK)
         kept = KeyValues(k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)) if self.keep else None
         return out_BTD, kept
+
+    def gated(self, out_BTHK: Array, x_BTD: Array) -> Array:
+        """What heads give, with config.attention_gate times sigmoid(W x), x being what attention is
+        given, channel by channel (as HRM-Text has it, read in transformers' `hrm_text`)."""
+        config = self.config
+        if not config.attention_gate:
+            return out_BTHK
+        gate_BTHK = dense(config, "out_gate", (config.num_heads, config.head_dim))(x_BTD)
+        return out_BTHK * jax.nn.sigmoid(placed(config, gate_BTHK, "out_gate"))
 
 
 gelu = storing_derivative(nn.gelu)

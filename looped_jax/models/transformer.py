@@ -180,7 +180,7 @@ def read_out(
             given = inputs if inference is None else inference.given(inputs, index)
             found, _ = segment.apply(own, found, given)
         if isinstance(last, nn.Module):
-            found = last.apply({"params": params["final_norm"]}, found)
+            found = last.apply({"params": params.get("final_norm", {})}, found)
         return found
 
     return read

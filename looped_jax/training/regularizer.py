@@ -26,17 +26,20 @@ _TINY = 1e-12
 
 
 def layer_groups(params: Any) -> dict[str, Array]:
-    """Group -> its parameters in all layers of the plan in order, [layers, …].
+    """Group -> its parameters in all layers of the plan in order, and in that of a segment's stacks
+    where there are several, [layers, …].
 
     Groups are named as the parameters are, e.g. ``attention/query/kernel``.
     """
     groups: dict[str, list[Array]] = {}
     count = sum(name.startswith("segment_") for name in params)
     for index in range(count):
-        layers = params[f"segment_{index}"]["layers"]["layer"]
-        for path, stacked in jax.tree_util.tree_leaves_with_path(layers):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            groups.setdefault(name, []).append(stacked)
+        segment = params[f"segment_{index}"]
+        more = sorted(name for name in segment if name.startswith("more_layers"))
+        for stack in ("layers", *more):
+            for path, stacked in jax.tree_util.tree_leaves_with_path(segment[stack]["layer"]):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                groups.setdefault(name, []).append(stacked)
     return {
         name: jnp.concatenate(parts) if len(parts) > 1 else parts[0]
         for name, parts in groups.items()

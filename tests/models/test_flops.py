@@ -24,7 +24,9 @@ def measured(plan: str, **fields: Any) -> float:
 
 
 @pytest.mark.parametrize("plan", ["2x3", "1x1,1x3,1x1", "4x1"])
-@pytest.mark.parametrize("fields", [{}, dict(mlp="swiglu", num_kv_heads=2)], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{}, dict(mlp="swiglu", num_kv_heads=2, attention_gate=True)], ids=str
+)
 def test_counted_flops_agree_with_the_compiler(plan: str, fields: dict[str, Any]) -> None:
     config = small_model(plan, **{**SHAPE, **fields}).config
     assert measured(plan, **fields) == pytest.approx(forward_flops(config, 4, 64), rel=0.05)
@@ -40,6 +42,7 @@ def test_counted_flops_agree_with_the_compiler(plan: str, fields: dict[str, Any]
         ("1x3", (("injection", "concat"),)),
         ("2x3", (("lanes", "hyper"), ("per_loop", "lora"))),
         ("1x3", (("lanes", "hyperloop"),)),
+        ("1x8", (("nest", "two_stacks"),)),
     ],
 )
 def test_counted_flops_of_a_step_are_the_products_of_the_compiled_step(

@@ -34,12 +34,12 @@ def is_box(node: Any) -> bool:
 
 
 @pytest.mark.parametrize("norms", ["pre", "branch", "stream"])
-@pytest.mark.parametrize("kind", ["rmsnorm", "layernorm"])
+@pytest.mark.parametrize("kind", ["rmsnorm", "rmsnorm_unscaled", "layernorm"])
 def test_norms_stand_where_config_loop_norms_says(norms: str, kind: str) -> None:
     config, params, x, inputs = of_layer(norms=norms, norm=kind)
 
     def normed(name: str, x: Any) -> Any:
-        return norm(config, name).apply({"params": params[name]}, x)
+        return norm(config, name).apply({"params": params.get(name, {})}, x)
 
     attended, _ = Attention(config).apply(
         {"params": params["attention"]}, normed("attention_norm", x), inputs
@@ -58,6 +58,29 @@ def test_norms_stand_where_config_loop_norms_says(norms: str, kind: str) -> None
         expected = normed("mlp_out_norm", x + through(x))
     found, _ = Layer(config).apply({"params": params}, of_layer(norms=norms, norm=kind)[2], inputs)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_unscaled_norm_is_one_of_scale_one() -> None:
+    config, params, x, inputs = of_layer(norm="rmsnorm_unscaled")
+    assert set(params) == {"attention", "mlp"}
+    scaled = of_layer()[0]
+    ones = {name: {"scale": jnp.ones(16)} for name in ("attention_norm", "mlp_norm")}
+    np.testing.assert_array_equal(
+        Layer(config).apply({"params": params}, x, inputs)[0],
+        Layer(scaled).apply({"params": params | ones}, x, inputs)[0],
+    )
+
+
+def test_the_attention_gate_scales_what_heads_give_channel_by_channel() -> None:
+    config, params, x, inputs = of_layer(attention_gate=True, num_kv_heads=2)
+    attention = params["attention"]
+    plain = of_layer(num_kv_heads=2)[0]
+    # With an output that passes channels on, what heads give and what is let through.
+    eye = {"output": {"kernel": jnp.eye(16).reshape(4, 4, 16)}}
+    ungated, _ = Attention(plain).apply({"params": attention | eye}, x, inputs)
+    gated, _ = Attention(config).apply({"params": attention | eye}, x, inputs)
+    gate = jax.nn.sigmoid(jnp.einsum("btd,dhk->bthk", x, attention["out_gate"]["kernel"]))
+    np.testing.assert_allclose(gated, ungated * gate.reshape(x.shape), rtol=1e-5, atol=1e-5)
 
 
 def test_with_normed_queries_and_keys_their_kernels_sizes_do_not_matter() -> None:

@@ -12,7 +12,7 @@ models/layers.py; L loops.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,16 @@ from looped_jax.models.layers import Array, KeyValues, Layer, LayerInputs
 
 # Flax's collection of parameters of which every loop has its own: [L, …] with the trained L.
 PER_LOOP = "per_loop"
+
+
+class Run(NamedTuple):
+    """Loops in a row that are alike: how many, of which kind, and whether gradients go through
+    them, to what is learned and to the state before. With S stacks of layers those of kind i go
+    through number i mod S."""
+
+    loops: int
+    kind: int = 0
+    gradient: bool = True
 
 
 class LoopState(struct.PyTreeNode):
@@ -62,7 +72,8 @@ class Counts(struct.PyTreeNode):
 class LoopContext(struct.PyTreeNode):
     """What is the same in all loops of a segment: its input, what its layers are given, the number
     of loops, what variants compute once for all of them, arrays [B, …], loop counts if these are
-    data (then ``loops`` says nothing), and what looks at the stream at the end of every loop."""
+    data (then ``loops`` says nothing), what looks at the stream at the end of every loop, and the
+    kind of the Run that a loop belongs to."""
 
     x0_BTD: Array
     inputs: LayerInputs
@@ -70,6 +81,7 @@ class LoopContext(struct.PyTreeNode):
     extra: dict[str, Any] = struct.field(default_factory=dict)
     counts: Counts | None = None
     look: Callable[[Array], Any] | None = struct.field(pytree_node=False, default=None)
+    kind: int = struct.field(pytree_node=False, default=0)
 
 
 class LoopOutput(struct.PyTreeNode):
@@ -103,10 +115,19 @@ class LoopVariant(nn.Module):
     layer_class: the layers of segments that are looped, a subclass of Layer, for a variant that
       changes something inside them. What they make by `per_loop` has every loop of every layer
       for itself, [L, k, …].
+    stacks: how many stacks of k layers there are, of which each loop goes through one, as `runs`
+      says.
     """
 
     config: ModelConfig
     layer_class: ClassVar[type[Layer]] = Layer
+    stacks: ClassVar[int] = 1
+
+    @classmethod
+    def runs(cls, config: ModelConfig, loops: int) -> tuple[Run, ...]:
+        """What its loops are, in order; UserError for a number of them that it cannot have. More
+        than one Run only one of the options in use may have."""
+        return (Run(loops),)
 
     def prepare(self, context: LoopContext) -> LoopContext:
         """Before all else; what is put in ``context.extra`` all loops see."""
@@ -129,6 +150,11 @@ class LoopVariant(nn.Module):
     def leave(self, state: LoopState, context: LoopContext, loop: Array) -> LoopState:
         """After the layers of a loop."""
         return state
+
+    def around(self, before: LoopState, after: LoopState) -> LoopState:
+        """After loops without gradients: ``after``, in which what these loops leave as it is comes
+        from ``before``, for gradients to go around them."""
+        return after
 
     def emit(self, state: LoopState, loop: Array) -> Any:
         """What LoopOutput.emitted has of a loop, an array [B, …]; None: nothing."""

@@ -64,5 +64,6 @@ class LoopLora(LoopVariant):
         """A x and B A x of every projection."""
         heads, groups = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         sizes = [config.d_model + heads] * 2 + [config.d_model + groups] * 2
+        sizes += [config.d_model + heads] if config.attention_gate else []
         sizes += [config.d_model + config.d_ff] * (3 if config.mlp == "swiglu" else 2)
         return 2 * config.lora_rank * sum(sizes)

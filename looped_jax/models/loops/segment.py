@@ -18,7 +18,7 @@ from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.layers import Array, KeyValues, Layer, LayerInputs
 from looped_jax.models.loop_plan import Segment
-from looped_jax.models.loops import VARIANTS
+from looped_jax.models.loops import VARIANTS, runs_of
 from looped_jax.models.loops.base import (
     PER_LOOP,
     Counts,
@@ -26,6 +26,7 @@ from looped_jax.models.loops.base import (
     LoopOutput,
     LoopState,
     LoopVariant,
+    Run,
     init_keys,
     row_at,
     rows_of,
@@ -100,6 +101,21 @@ class LayerStep(nn.Module):
         return made(x_BTD, inputs, (loop, layer))
 
 
+def stack_of(config: ModelConfig, segment: Segment, layer_class: type[Layer], keep: bool) -> Any:
+    """k layers one after the other, their parameters stacked: a LayerStep with layer numbers."""
+    unroll, _ = unrolled_scans(config, segment)
+    return nn.scan(
+        # Inside a rolled scan XLA cannot merge the recomputation with the original.
+        remat(config, LayerStep, "layer", prevent_cse=unroll),
+        variable_axes={"params": 0, PER_LOOP: 0},
+        split_rngs={"params": True, PER_LOOP: True},
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        length=segment.layers,
+        unroll=segment.layers if unroll else 1,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )(config, keep, layer_class)
+
+
 class LoopedSegment(nn.Module):
     """k⊗L, a function of x_BTD: f∘f∘…∘f of the paper's section 1, with config.loop's variants."""
 
@@ -109,8 +125,8 @@ class LoopedSegment(nn.Module):
     exit: ExitRule | None = None
 
     def setup(self) -> None:
-        """Makes the stack of layers and, in a segment that is looped, the variants, each under its
-        option's name."""
+        """Makes the stack of layers, or the stacks, and, in a segment that is looped, the variants,
+        each under its option's name."""
         chosen = dict(self.config.loop) if self.segment.trained_loops > 1 else {}
         self.options = tuple(option for option in VARIANTS if option in chosen)
         variants = {option: VARIANTS[option][chosen[option]] for option in self.options}
@@ -118,17 +134,10 @@ class LoopedSegment(nn.Module):
             setattr(self, option, variant(self.config))
         # Two kinds of layers would not know of each other.
         (layer_class,) = {variant.layer_class for variant in variants.values()} - {Layer} or {Layer}
-        unroll, _ = unrolled_scans(self.config, self.segment)
-        self.layers = nn.scan(
-            # Inside a rolled scan XLA cannot merge the recomputation with the original.
-            remat(self.config, LayerStep, "layer", prevent_cse=unroll),
-            variable_axes={"params": 0, PER_LOOP: 0},
-            split_rngs={"params": True, PER_LOOP: True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            length=self.segment.layers,
-            unroll=self.segment.layers if unroll else 1,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(self.config, self.wanted.kept, layer_class)
+        stacks = max([variant.stacks for variant in variants.values()], default=1)
+        kept = self.wanted.kept
+        made = [stack_of(self.config, self.segment, layer_class, kept) for _ in range(stacks)]
+        self.layers, self.more_layers = made[0], made[1:]
 
     def variants(self) -> list[tuple[str, LoopVariant]]:
         """Option and variant, in the order in which they enter a loop."""
@@ -179,7 +188,7 @@ class LoopedSegment(nn.Module):
     def one_loop(
         self, state: LoopState, loop: Array, context: LoopContext
     ) -> tuple[LoopState, LoopOutput]:
-        """One pass through the k layers: the block f."""
+        """One pass through k layers: the block f, of context.kind."""
         for _, variant in self.variants():
             state = variant.enter(state, context, loop)
         inputs = context.inputs
@@ -189,7 +198,9 @@ class LoopedSegment(nn.Module):
         slot, cache = loop, inputs.cache
         if cache is not None and len(cache.k) != self.segment.loops:
             slot = loop % len(cache.k)  # Loops share them; inference/policy.py.
-        x_BTD, kept = self.layers(state.x_BTD, numbers, slot, inputs)
+        stacks = [self.layers, *self.more_layers]
+        layers = stacks[context.kind % len(stacks)]
+        x_BTD, kept = layers(state.x_BTD, numbers, slot, inputs)
         state = state.replace(x_BTD=x_BTD)
         for _, variant in reversed(self.variants()):
             state = variant.leave(state, context, loop)
@@ -204,27 +215,59 @@ class LoopedSegment(nn.Module):
         """L times one_loop, or as often as context.counts says."""
         if context.counts is not None:
             return self.counted(state, context, context.counts), LoopOutput()
+        runs, first, outputs = runs_of(self.config, self.segment), 0, []
+        if self.is_initializing():
+            runs = (Run(self.segment.loops),)  # What each loop has for itself is made by one scan.
+        for run in runs:
+            state, output = self.loops_in_a_row(state, context, run, first)
+            outputs.append(output)
+            first += run.loops
+        if len(outputs) == 1:
+            return state, outputs[0]
+        return state, jax.tree.map(lambda *of_runs: jnp.concatenate(of_runs), *outputs)
+
+    def loops_in_a_row(
+        self, state: LoopState, context: LoopContext, run: Run, first: int
+    ) -> tuple[LoopState, LoopOutput]:
+        """Loops that are alike, from number ``first`` on."""
         _, unroll = unrolled_scans(self.config, self.segment)
         loops, trained = self.segment.loops, self.segment.trained_loops
-        run = nn.scan(
-            remat(self.config, LoopedSegment.one_loop, "loop", prevent_cse=unroll),
+        beyond = self.config.beyond_trained
+        one_loop = LoopedSegment.of_every_kind if self.is_initializing() else LoopedSegment.one_loop
+        scan = nn.scan(
+            remat(self.config, one_loop, "loop", prevent_cse=unroll),
             variable_broadcast="params",
             variable_axes={PER_LOOP: 0},
             split_rngs={"params": False, PER_LOOP: True},
             in_axes=(0, nn.broadcast),
-            length=loops,
-            unroll=loops if unroll else 1,
+            length=run.loops,
+            unroll=run.loops if unroll else 1,
             metadata_params={nn.PARTITION_NAME: "loops"},
         )
-        if loops != trained and not self.is_initializing():
-            run = nn.map_variables(
-                run,
-                PER_LOOP,
-                lambda rows: jax.tree.map(
-                    lambda array_L: rows_of(array_L, loops, self.config.beyond_trained), rows
-                ),
-            )
-        return run(self, state, jnp.arange(loops), context)
+        if (run.loops != trained or loops != trained) and not self.is_initializing():
+
+            def own(array_L: Array) -> Array:
+                return rows_of(array_L, loops, beyond)[first : first + run.loops]
+
+            scan = nn.map_variables(scan, PER_LOOP, lambda rows: jax.tree.map(own, rows))
+        numbers, context = jnp.arange(first, first + run.loops), context.replace(kind=run.kind)
+        if run.gradient:
+            return scan(self, state, numbers, context)
+        scan = nn.map_variables(scan, ("params", PER_LOOP), jax.lax.stop_gradient)
+        held, context = jax.lax.stop_gradient((state, context))
+        after, output = scan(self, held, numbers, context)
+        for _, variant in self.variants():
+            after = variant.around(state, after)
+        return after, output
+
+    def of_every_kind(
+        self, state: LoopState, loop: Array, context: LoopContext
+    ) -> tuple[LoopState, LoopOutput]:
+        """A loop through each of the stacks: makes all parameters."""
+        output = LoopOutput()
+        for kind in range(1 + len(self.more_layers)):
+            state, output = self.one_loop(state, loop, context.replace(kind=kind))
+        return state, output
 
     def counted(self, state: LoopState, context: LoopContext, counts: Counts) -> LoopState:
         """one_loop as often as ``counts`` say."""

@@ -44,19 +44,30 @@ ALONE = {
     for option, of in VARIANTS.items()
     for name in of
 }
+ALIKE = {option: of for option, of in VARIANTS.items() if option != "nest"}
 TOGETHER = {
-    f"together {i}": tuple((option, list(of)[i % len(of)]) for option, of in VARIANTS.items())
-    for i in range(max(map(len, VARIANTS.values())))
+    f"together {i}": tuple((option, list(of)[i % len(of)]) for option, of in ALIKE.items())
+    for i in range(max(map(len, ALIKE.values())))
 }
-KINDS = {**ALONE, **TOGETHER}
+# Loops of two speeds exclude some of the others.
+NESTED = {
+    "nested two": (("nest", "two_stacks"), ("injection", "concat"), EMBEDDING),
+    "nested one": (("nest", "one_stack"), ("state", "noise"), ADD, ("per_loop", "lora")),
+}
+KINDS = {**ALONE, **TOGETHER, **NESTED}
 
 
-def in_turn(cases: Iterable[Any]) -> list[tuple[Any, str]]:
+def in_turn(cases: Iterable[Any], kinds: Iterable[str] = TOGETHER) -> list[tuple[Any, str]]:
     """Each case with one of TOGETHER: all pairs would take long."""
-    return list(zip(cases, itertools.cycle(TOGETHER)))
+    return list(zip(cases, itertools.cycle(kinds)))
 
 
 PLAN = "1x1,2x3"
+
+
+def model_of(kind: str, plan: str = PLAN, **fields: Any) -> Any:
+    """With cycles of three loops, where it has cycles."""
+    return small_model(plan, loop=KINDS[kind], low_loops=2, **fields)
 
 
 def random_params(model: Any) -> Any:
@@ -128,7 +139,6 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
 
     for index, segment in enumerate(config.plan.with_loops(loops).segments):
         own = params[f"segment_{index}"]
-        stacked = own["layers"]["layer"]
         chosen = dict(config.loop) if segment.trained_loops > 1 else {}
         x0 = x
         of_loops = params.get("per_loop", {}).get(f"segment_{index}", {})
@@ -138,8 +148,16 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
             x = 0 * x
         lanes = [x] * {"hyper": 2, "hyperloop": 4}.get(chosen.get("lanes", ""), 1)
         halted, mixed = jnp.zeros(x.shape[:2]), 0 * x  # Sums of halting probabilities, of shares.
+        nest, low, high = chosen.get("nest"), 0 * x, x
+        if nest:
+            low = low + jax.lax.stop_gradient(own["nest"]["low"])
         for loop in range(segment.loops):
             before, lanes_before = x, lanes
+            is_high = (loop + 1) % (config.low_loops + 1) == 0
+            second = nest == "two_stacks" and is_high
+            stacked = own["more_layers_0" if second else "layers"]["layer"]
+            if nest:
+                x = low + high
             of_loop = jax.tree.map(functools.partial(row, loop), of_loops)
             if chosen.get("lanes") == "hyper":
                 part = of_loop["lanes"]
@@ -191,6 +209,9 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
                 x = sum(lanes) / 4
             if chosen.get("last_norm") == "every_loop":
                 x = normed(x, own["last_norm"]["norm"]["scale"])
+            if nest:
+                x = normed(x, own["nest"]["norms_1" if second else "norms_0"]["scale"])
+                low, high = (low, x) if is_high else (x, high)
             if chosen.get("gate") == "act":
                 p = jax.nn.sigmoid(before @ own["gate"]["weight"] + own["gate"]["bias"])
                 is_last = (loop == segment.loops - 1) | (halted + p > 0.99)
@@ -204,17 +225,17 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
             x = mixed
         if chosen.get("injection") == "decay":
             x = x @ own["injection"]["output"]
-    if chosen.get("last_norm") != "every_loop":
+    if not {"last_norm", "nest"} & set(chosen):
         x = normed(x, params["final_norm"]["scale"])
     return x @ table.T
 
 
 @functools.cache
 def value_and_grad(kind: str, loops: int | None = None, **fields: Any) -> Any:
-    model = small_model(PLAN, loop=KINDS[kind], **fields)
+    model = model_of(kind, **fields)
     forward = by_hand if fields.get("unroll") == "by hand" else batch_logits
     loss = lambda p: jnp.sum(jnp.sin(forward(model, p, ROWS, loops)))  # noqa: E731
-    return jax.jit(jax.value_and_grad(loss))(random_params(small_model(PLAN, loop=KINDS[kind])))
+    return jax.jit(jax.value_and_grad(loss))(random_params(model_of(kind)))
 
 
 def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
@@ -227,7 +248,9 @@ def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "loops"), [(k, 5) for k in ALONE] + [(k, n) for n, k in in_turn((None, 2, None))]
+    ("kind", "loops"),
+    [(k, 6 if k.startswith("nest") else 5) for k in (*ALONE, *NESTED)]
+    + [(k, n) for n, k in in_turn((None, 2, None))],
 )
 def test_a_variant_equals_a_plain_for_at_any_loop_count(kind: str, loops: int | None) -> None:
     assert_close(
@@ -242,7 +265,9 @@ EXECUTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("how", "kind"), in_turn(EXECUTIONS), ids=str)
+@pytest.mark.parametrize(
+    ("how", "kind"), in_turn(EXECUTIONS) + in_turn(EXECUTIONS, NESTED), ids=str
+)
 def test_execution_does_not_change_a_variant(how: dict[str, Any], kind: str) -> None:
     assert_close(value_and_grad(kind, **how), value_and_grad(kind, unroll="none"))
 
@@ -298,7 +323,10 @@ def test_loops_beyond_the_trained_ones_follow_the_rule() -> None:
 
 @pytest.mark.parametrize("kind", ALONE)
 def test_more_loops_are_refused_exactly_where_parameters_are_missing(kind: str) -> None:
-    model = small_model("2x3", loop=KINDS[kind], beyond_trained="refuse")
+    model = model_of(kind, "2x3", beyond_trained="refuse")
+    if kind.startswith("nest"):
+        check_loops(model, 6)
+        return
     check_loops(model, 2)
     if "per_loop" in init(model):
         with pytest.raises(UserError, match="loops=4: the model has parameters for 3 loops"):
@@ -307,7 +335,13 @@ def test_more_loops_are_refused_exactly_where_parameters_are_missing(kind: str) 
         check_loops(model, 4)
 
 
-WIDTHS = dict(data__length=8, model__plan="1x2", model__vocab_size=16, train__batch_size=16)
+WIDTHS = dict(
+    data__length=8,
+    model__plan="1x2",
+    model__vocab_size=16,
+    train__batch_size=16,
+    loop__low_loops=1,
+)
 
 
 def options(kind: str) -> dict[str, str]:
@@ -325,7 +359,9 @@ def one_step(name: str, kind: str) -> tuple[Any, Any]:
         return jax.device_get(compute(params, batch))
 
 
-@pytest.mark.parametrize(("name", "kind"), in_turn(list(MESHES)[1:]))
+@pytest.mark.parametrize(
+    ("name", "kind"), in_turn(list(MESHES)[1:]) + in_turn(list(MESHES)[2::2], NESTED)
+)
 def test_loss_and_gradients_are_the_same_on_every_mesh(name: str, kind: str) -> None:
     # Gates of layers leave little to norm in a state of zeros: parameters that change in their last
     # bits move gradients by 1e-4.
@@ -334,11 +370,14 @@ def test_loss_and_gradients_are_the_same_on_every_mesh(name: str, kind: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("asked", "kind"), in_turn([(None, "last"), (1, "last"), (5, "mean")]), ids=str
+    ("asked", "kind"),
+    in_turn([(None, "last"), (1, "last"), (5, "mean")])
+    + in_turn([(6, "last"), (None, "last")], NESTED),
+    ids=str,
 )
 def test_decoding_equals_the_full_pass(asked: tuple[int | None, str], kind: str) -> None:
     loops, beyond = asked
-    model = small_model("1x1,2x3", loop=KINDS[kind], beyond_trained=beyond)
+    model = model_of(kind, beyond_trained=beyond)
     params = random_params(model)
     tokens = np.random.default_rng(0).integers(3, 16, size=(2, 8)).astype(np.int32)
     rows = {"tokens": tokens, "segment_ids": None, "positions": None}
@@ -369,7 +408,8 @@ def test_every_variant_can_be_chosen_and_no_other() -> None:
     for option, variants in VARIANTS.items():
         known = KEYS[f"loop.{option}"]
         assert known.choices == (known.default, *variants)
-    assert set(VARIANTS) == set(default_config().loop) - {"beyond_trained", "lora_rank", "norms"}
+    numbers = {"beyond_trained", "lora_rank", "norms", "low_loops", "low_gradient_loops"}
+    assert set(VARIANTS) == set(default_config().loop) - numbers
 
 
 class Noisy(LoopVariant):
