@@ -49,6 +49,7 @@ EXTRAS = {
     "test": [*TEST, *DATA],
     "test-core": TEST,
     "bench": ["torch", "transformers"],
+    "judges": ["torch", "transformers>=5.24"],
 }
 
 setup(

@@ -144,6 +144,15 @@ MODELS = {
         model__plan="1x3", loop__lanes="hyper", loop__per_loop="lora", loop__lora_rank=3
     ),
     "hyperloop, time": dict(model__plan="1x1,1x3", loop__lanes="hyperloop", loop__per_loop="time"),
+    "nGPT's layers, heads of another size, the input at length 1": dict(
+        model__plan="1x1,1x3",
+        model__layer="ngpt",
+        model__norm="l2",
+        model__qk_norm=True,
+        model__mlp="swiglu",
+        model__head_size=8,
+        loop__injection="unit_add",
+    ),
     "drawn loop counts": dict(
         model__plan="1x1,1x3",
         loop__injection="add",

@@ -26,7 +26,14 @@ PILE = (
     *("4x2", "4x3", "4x9", "4x12", "36x1", "48x1"),
 )
 # Published recipes of other papers, and their parameters in millions (docs/recipes.md).
-RECIPES = {"huginn": 3565, "ouro": 1435, "parcae": 145, "hyperloop": 136, "loopformer": 278}
+RECIPES = {
+    "huginn": 3565,
+    "ouro": 1435,
+    "parcae": 145,
+    "hyperloop": 136,
+    "loopformer": 278,
+    "dory": 3975,
+}
 SPECS = [
     *(f"addition.py:{plan}" for plan in ADDITION),
     *(f"phop.py:{plan},{hops}" for plan in PHOP for hops in ("p16", "p32")),

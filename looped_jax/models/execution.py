@@ -25,6 +25,7 @@ KERNELS = {
     "key": ("embed", "kv_heads", "head_dim"),
     "value": ("embed", "kv_heads", "head_dim"),
     "output": ("heads", "head_dim", "embed"),
+    "out_gate": ("embed", "heads", "head_dim"),
     "up": ("embed", "mlp"),
     "gate": ("embed", "mlp"),
     "down": ("mlp", "embed"),

@@ -15,6 +15,8 @@ def _per_token(config: ModelConfig, length: int) -> tuple[float, float, float]:
     d, f = config.d_model, config.d_ff
     queries, groups = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     projections = 2 * d * (queries + 2 * groups) + 2 * queries * d
+    if config.layer == "ngpt":
+        projections += 2 * d * queries  # The output's gate.
     attention = 2 * 2 * length * queries  # Scores, and the average of the values.
     mlp = 2 * d * f * (3 if config.mlp == "swiglu" else 2)
     in_loops, before, after = 0, 0, 0

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
+from looped_jax.models.layer_kinds import layer_class
 from looped_jax.models.layers import Array, KeyValues, Layer, LayerInputs
 from looped_jax.models.loop_plan import Segment
 from looped_jax.models.loops import VARIANTS
@@ -116,8 +117,7 @@ class LoopedSegment(nn.Module):
         variants = {option: VARIANTS[option][chosen[option]] for option in self.options}
         for option, variant in variants.items():
             setattr(self, option, variant(self.config))
-        # Two kinds of layers would not know of each other.
-        (layer_class,) = {variant.layer_class for variant in variants.values()} - {Layer} or {Layer}
+        of_loops = {f"{of}={chosen[of]!r}": kind.layer_class for of, kind in variants.items()}
         unroll, _ = unrolled_scans(self.config, self.segment)
         self.layers = nn.scan(
             # Inside a rolled scan XLA cannot merge the recomputation with the original.
@@ -128,7 +128,7 @@ class LoopedSegment(nn.Module):
             length=self.segment.layers,
             unroll=self.segment.layers if unroll else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(self.config, self.wanted.kept, layer_class)
+        )(self.config, self.wanted.kept, layer_class(self.config, of_loops))
 
     def variants(self) -> list[tuple[str, LoopVariant]]:
         """Option and variant, in the order in which they enter a loop."""
