@@ -155,6 +155,15 @@ MODELS = {
     "nested, one stack, input injection": dict(
         model__plan="1x4", loop__nest="one_stack", loop__injection="add"
     ),
+    "nGPT's layers, heads of another size, the input at length 1": dict(
+        model__plan="1x1,1x3",
+        model__layer="ngpt",
+        model__norm="l2",
+        model__qk_norm=True,
+        model__mlp="swiglu",
+        model__head_size=8,
+        loop__injection="unit_add",
+    ),
     "drawn loop counts": dict(
         model__plan="1x1,1x3",
         loop__injection="add",

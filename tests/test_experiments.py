@@ -33,6 +33,7 @@ RECIPES = {
     "hyperloop": 136,
     "loopformer": 278,
     "hrm_text": 1183,
+    "dory": 3975,
 }
 SPECS = [
     *(f"addition.py:{plan}" for plan in ADDITION),

@@ -109,16 +109,29 @@ class Model:
     d_model: int = key(256, "width of the residual stream", range=POSITIVE)
     num_heads: int = key(8, "attention heads", range=POSITIVE)
     num_kv_heads: int = key(0, "grouped-query attention; 0: one per query head", range=NOT_NEGATIVE)
+    head_size: int = key(0, "width of a head; 0: d_model / num_heads", range=NOT_NEGATIVE)
     d_ff: int = key(1024, "width of the MLP", range=POSITIVE)
     mlp: str = key("gelu", "its kind", choices=("gelu", "swiglu", "relu"))
     bias: bool = key(False, "biases in attention and MLP projections")
+    layer: str = key(
+        "pre_norm",
+        "kind of all layers; ngpt: the stream stays near length 1 and turns towards what a block "
+        "makes (docs/loop_variants.md)",
+        choices=("pre_norm", "ngpt"),
+    )
     norm: str = key(
         "rmsnorm",
-        "normalisation; rmsnorm_unscaled: without a learned scale",
-        choices=("rmsnorm", "rmsnorm_unscaled", "layernorm", "none"),
+        "normalisation; rmsnorm_unscaled: without a learned scale; l2: that, to length 1",
+        choices=("rmsnorm", "rmsnorm_unscaled", "layernorm", "l2", "none"),
     )
-    norm_eps: float = key(1e-6, "added to the variance in a norm", range=Range(0, 1, "low"))
-    qk_norm: bool = key(False, "RMSNorm of each head's queries and keys, before RoPE")
+    norm_eps: float = key(
+        1e-6,
+        "added in a norm to the variance; with l2 to the sum of squares",
+        range=Range(0, 1, "low"),
+    )
+    qk_norm: bool = key(
+        False, "norm of each head's queries and keys, before RoPE: RMSNorm, or l2 with norm=l2"
+    )
     attention_gate: bool = key(
         False, "each channel that attention gives is let through by a sigmoid of what it is given"
     )
@@ -180,8 +193,9 @@ class Loop:
     )
     injection: str = key(
         "none",
-        "how a segment's input enters before every loop: added, by a matrix of both, by a decay",
-        choices=("none", "add", "concat", "decay"),
+        "how a segment's input enters before every loop: added, by a matrix of both, by a decay, "
+        "added with both at length 1",
+        choices=("none", "add", "concat", "decay", "unit_add"),
     )
     per_loop: str = key(
         "none",

@@ -22,21 +22,23 @@ def validate(config: ConfigDict) -> None:
             raise UserError(f"config.{name}={value} must be {known.range}")
     _check_tuples(config)
     model, train = config.model, config.train
-    if model.d_model % model.num_heads:
+    if not model.head_size and model.d_model % model.num_heads:
         raise UserError(
             f"config.model.num_heads={model.num_heads} does not divide "
-            f"config.model.d_model={model.d_model}"
+            f"config.model.d_model={model.d_model}; or say config.model.head_size"
         )
     if model.num_kv_heads and model.num_heads % model.num_kv_heads:
         raise UserError(
             f"config.model.num_kv_heads={model.num_kv_heads} does not divide "
             f"config.model.num_heads={model.num_heads}"
         )
-    if model.positions == "rope" and (model.d_model // model.num_heads) % 2:
+    head_size = model.head_size or model.d_model // model.num_heads
+    if model.positions == "rope" and head_size % 2:
+        which = "head_size" if model.head_size else "d_model / num_heads"
         raise UserError(
-            "config.model.positions='rope' needs an even head size; d_model / num_heads is "
-            f"{model.d_model // model.num_heads}"
+            f"config.model.positions='rope' needs an even head size; {which} is {head_size}"
         )
+    _check_ngpt(config)
     if train.batch_size % train.grad_accumulation:
         raise UserError(
             f"config.train.grad_accumulation={train.grad_accumulation} does not divide "
@@ -110,6 +112,19 @@ def _check_nest(config: ConfigDict) -> None:
         raise UserError(
             f"config.loop.low_gradient_loops: {most[0]} is more than the {loop.low_loops} low loops"
         )
+
+
+def _check_ngpt(config: ConfigDict) -> None:
+    """UserError for what config.model.layer=ngpt is not made of."""
+    if config.model.layer != "ngpt":
+        return
+    parts = {"model.norm": "l2", "model.qk_norm": True, "model.mlp": "swiglu", "loop.norms": "pre"}
+    parts |= {"model.attention_gate": False}  # It has one of its own.
+    for key, part in parts.items():
+        if (found := get_key(config, key)) != part:
+            raise UserError(
+                f"config.model.layer='ngpt' needs config.{key}={part!r}; it is {found!r}"
+            )
 
 
 def _check_tuples(config: ConfigDict) -> None:

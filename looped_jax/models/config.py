@@ -23,6 +23,7 @@ class ModelConfig:
     d_model: int = 256
     num_heads: int = 8
     num_kv_heads: int = 8
+    head_size: int = 0  # 0: d_model / num_heads.
     d_ff: int = 1024
     mlp: str = "gelu"
     bias: bool = False
@@ -31,6 +32,7 @@ class ModelConfig:
     qk_norm: bool = False
     attention_gate: bool = False
     norms: str = "pre"
+    layer: str = "pre_norm"
     positions: str = "rope"
     rope_theta: float = 10000.0
     tied_output: bool = True
@@ -50,7 +52,6 @@ class ModelConfig:
     logits_mb: int = 1024
     backend: Backend = CPU  # What it will run on.
     ids_in_use: int = 0  # Ids from here on pad the vocabulary; 0: none does.
-    head_size: int = 0  # 0: d_model / num_heads. The constructions in theory/ need others.
 
     @property
     def has_final_norm(self) -> bool:

@@ -15,7 +15,7 @@ def _per_token(config: ModelConfig, length: int) -> tuple[float, float, float, f
     of them, and the output projection."""
     d, f = config.d_model, config.d_ff
     queries, groups = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    gates = queries if config.attention_gate else 0
+    gates = queries if config.attention_gate or config.layer == "ngpt" else 0
     projections = 2 * d * (queries + 2 * groups + gates) + 2 * queries * d
     attention = 2 * 2 * length * queries  # Scores, and the average of the values.
     mlp = 2 * d * f * (3 if config.mlp == "swiglu" else 2)

@@ -47,11 +47,20 @@ class LayerInputs(struct.PyTreeNode):
     extra: dict[str, Any] = struct.field(default_factory=dict)
 
 
+def unit(x: Array, eps: float, axis: int | tuple[int, ...] = -1) -> Array:
+    """x / sqrt(sum x^2 + eps) over ``axis``: of length 1; computed in float32."""
+    wide = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.sum(jnp.square(wide), axis=axis, keepdims=True) + eps)
+    return (wide * inverse).astype(x.dtype)
+
+
 def norm(config: ModelConfig, name: str | None) -> Callable[[Array], Array]:
     """The configured normalisation over D; statistics in float32. In a `setup` it is named by the
-    attribute, and ``name`` is None."""
+    attribute, and ``name`` is None. Without parameters it is a function and no module."""
     if config.norm == "none":
         return lambda x_BTD: x_BTD
+    if config.norm == "l2":
+        return lambda x_BTD: unit(x_BTD, config.norm_eps)
     scale_init = partitioned(nn.initializers.ones_init(), "embed")
     if config.norm != "layernorm":
         return nn.RMSNorm(
@@ -69,9 +78,12 @@ def norm(config: ModelConfig, name: str | None) -> Callable[[Array], Array]:
 
 def head_norm(config: ModelConfig, name: str) -> Callable[[Array], Array]:
     """With config.qk_norm, RMSNorm over K of each head, with one scale for all heads; statistics in
-    float32. (The idea is of Henry et al. 2020, arXiv 2010.04245, there with an L2 norm.)"""
+    float32. (The idea is of Henry et al. 2020, arXiv 2010.04245, there with an L2 norm, which it
+    is here where config.norm is l2.)"""
     if not config.qk_norm:
         return lambda x_BTHK: x_BTHK
+    if config.norm == "l2":
+        return lambda x_BTHK: unit(x_BTHK, config.norm_eps)
     scale_init = partitioned(nn.initializers.ones_init(), "head_dim")
     return nn.RMSNorm(config.norm_eps, config.dtype, scale_init=scale_init, name=name)
 
@@ -115,6 +127,10 @@ class Attention(nn.Module):
     config: ModelConfig
     keep: bool = False
 
+    def scaled_query(self, q_BTHK: Array) -> Array:
+        """Queries, rotated, as they are compared with keys; a kind of layer may scale them."""
+        return q_BTHK
+
     @nn.compact
     def __call__(
         self, x_BTD: Array, inputs: LayerInputs, at: tuple[Array, Array] | None = None
@@ -126,7 +142,8 @@ class Attention(nn.Module):
         v_BTGK = dense(config, "value", (groups, size))(x_BTD)
         q_BTHK = head_norm(config, "query_norm")(q_BTHK)
         k_BTGK = head_norm(config, "key_norm")(k_BTGK)
-        q_BTHK = placed(config, rope(q_BTHK, inputs.rotation), "query")
+        q_BTHK = self.scaled_query(rope(q_BTHK, inputs.rotation))
+        q_BTHK = placed(config, q_BTHK, "query")
         k_BTGK = placed(config, rope(k_BTGK, inputs.rotation), "key")
         v_BTGK = placed(config, v_BTGK, "value")
         if inputs.cache is None:
@@ -177,6 +194,7 @@ class MLP(nn.Module):
 
 class Layer(nn.Module):
     """One decoder layer: x + attention(norm(x)), then x + MLP(norm(x)); config.norms adds norms.
+    Other kinds, of config.layer: models/layer_kinds.py.
 
     A kind of loop may have a kind of its own (LoopVariant.layer_class), which replaces `entering`
     and `leaving`.

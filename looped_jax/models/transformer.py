@@ -18,6 +18,7 @@ from looped_jax.models.layers import Array, KeyValues, LayerInputs, norm, rope_a
 from looped_jax.models.loops.base import LoopOutput, collections, init_keys, parameters
 from looped_jax.models.loops.exits import ExitRule
 from looped_jax.models.loops.segment import NOTHING, LoopedSegment, Wanted
+from looped_jax.models.ngpt import kept_init, scaled_kernel
 from looped_jax.models.output import OutputKernel, vocabulary_logits
 
 
@@ -46,7 +47,8 @@ class Output(struct.PyTreeNode):
 
     x_BTD: what the output projection is applied to, by models/loss.py in parts of the vocabulary
       or by ``logits`` whole. For inference it is [B, 1, D], of each row's last token.
-    kernel_VD: the output projection, as it is stored: float32.
+    kernel_VD: the output projection, float32: as it is stored, or with the scale of each token's
+      logit in it (models/ngpt.py).
     segments: what was wanted of the loops of each segment, [L, …].
     depth_BT: with an exit, the loops that each token took, int32; for inference [B, 1].
     """
@@ -154,6 +156,9 @@ class LoopedTransformer(nn.Module):
         kernel_VD = (
             embed.embedding if config.tied_output else OutputKernel(config, name="output")().T
         )
+        if config.layer == "ngpt":
+            kept_V = self.param("logit_scale", kept_init(config, "vocab"), (config.vocab_size,))
+            kernel_VD = scaled_kernel(config, kernel_VD, kept_V)
         return Output(x_BTD, kernel_VD, tuple(outputs), depth_BT)
 
 
@@ -181,6 +186,8 @@ def read_out(
             found, _ = segment.apply(own, found, given)
         if isinstance(last, nn.Module):
             found = last.apply({"params": params.get("final_norm", {})}, found)
+        elif last is not None:
+            found = last(found)
         return found
 
     return read
@@ -188,9 +195,13 @@ def read_out(
 
 def output_kernel(model: LoopedTransformer, params: Any) -> Array:
     """The output projection kernel_VD, as Output has it."""
-    if model.config.tied_output:
-        return params["embed"]["embedding"]
-    return params["output"]["kernel"].T
+    config = model.config
+    kernel_VD: Array = (
+        params["embed"]["embedding"] if config.tied_output else params["output"]["kernel"].T
+    )
+    if config.layer == "ngpt":
+        kernel_VD = scaled_kernel(config, kernel_VD, params["logit_scale"])
+    return kernel_VD
 
 
 def next_token(

@@ -13,6 +13,7 @@ from looped_jax.models.loops.gate import LinearGate
 from looped_jax.models.loops.injection_add import AddInput
 from looped_jax.models.loops.injection_concat import ConcatInput
 from looped_jax.models.loops.injection_decay import DecayInput
+from looped_jax.models.loops.injection_unit_add import UnitAddInput
 from looped_jax.models.loops.lanes_hyper import HyperLanes
 from looped_jax.models.loops.lanes_hyperloop import Hyperloop
 from looped_jax.models.loops.last_norm import NormEveryLoop
@@ -29,7 +30,12 @@ VARIANTS: dict[str, dict[str, type[LoopVariant]]] = {
     "state": {"noise": NoiseState, "zero": ZeroState},
     "nest": {"two_stacks": TwoStacks, "one_stack": OneStack},
     "lanes": {"hyper": HyperLanes, "hyperloop": Hyperloop},
-    "injection": {"add": AddInput, "concat": ConcatInput, "decay": DecayInput},
+    "injection": {
+        "add": AddInput,
+        "concat": ConcatInput,
+        "decay": DecayInput,
+        "unit_add": UnitAddInput,
+    },
     "per_loop": {"embedding": LoopEmbedding, "time": LoopTime, "lora": LoopLora},
 }
 

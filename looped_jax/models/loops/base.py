@@ -113,8 +113,8 @@ class LoopVariant(nn.Module):
     (`self.has_rng("loop")`).
 
     layer_class: the layers of segments that are looped, a subclass of Layer, for a variant that
-      changes something inside them. What they make by `per_loop` has every loop of every layer
-      for itself, [L, k, …].
+      changes something inside them (models/layer_kinds.py says when it may). What they make by
+      `per_loop` has every loop of every layer for itself, [L, k, …].
     stacks: how many stacks of k layers there are, of which each loop goes through one, as `runs`
       says.
     """

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 
 from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
+from looped_jax.models.layer_kinds import layer_class
 from looped_jax.models.layers import Array, KeyValues, Layer, LayerInputs
 from looped_jax.models.loop_plan import Segment
 from looped_jax.models.loops import VARIANTS, runs_of
@@ -132,11 +133,11 @@ class LoopedSegment(nn.Module):
         variants = {option: VARIANTS[option][chosen[option]] for option in self.options}
         for option, variant in variants.items():
             setattr(self, option, variant(self.config))
-        # Two kinds of layers would not know of each other.
-        (layer_class,) = {variant.layer_class for variant in variants.values()} - {Layer} or {Layer}
+        of_loops = {f"{of}={chosen[of]!r}": kind.layer_class for of, kind in variants.items()}
+        kind_of_layer = layer_class(self.config, of_loops)
         stacks = max([variant.stacks for variant in variants.values()], default=1)
         kept = self.wanted.kept
-        made = [stack_of(self.config, self.segment, layer_class, kept) for _ in range(stacks)]
+        made = [stack_of(self.config, self.segment, kind_of_layer, kept) for _ in range(stacks)]
         self.layers, self.more_layers = made[0], made[1:]
 
     def variants(self) -> list[tuple[str, LoopVariant]]:

@@ -172,6 +172,11 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
                 x = sum(read[..., n : n + 1] * lane for n, lane in enumerate(lanes))
             if chosen.get("injection") == "add":
                 x = x + x0
+            if chosen.get("injection") == "unit_add":
+                x = sum(
+                    of / jnp.sqrt(jnp.sum(of**2, axis=-1, keepdims=True) + config.norm_eps)
+                    for of in (x, x0)
+                )
             if chosen.get("injection") == "concat":
                 top, bottom = jnp.split(own["injection"]["kernel"], 2)
                 x = x @ top + x0 @ bottom
