@@ -54,17 +54,19 @@ class Job:
     def rules(self) -> Any:
         return self.config.mesh.rules
 
-    def step_flops(self, counts: tuple[float, float] | None) -> float:
-        """Model FLOPs of a training step, see train_flops; ``counts`` of a job that has them."""
+    def step_flops(self, counts: tuple[float, float] | None, route: float | None = None) -> float:
+        """Model FLOPs of a training step, see train_flops; ``counts`` of a job that has them, and
+        ``route`` of one with a short route."""
         model = self.model.config
         read_outs = 1 if self.losses is None else self.losses.read_outs
         rows, length = self.config.train.batch_size, model.max_length
-        return train_flops(model, rows, length, counts, read_outs)
+        return train_flops(model, rows, length, counts, read_outs, route)
 
     @functools.cached_property
     def mean_step_flops(self) -> float:
         """The same on average over its steps."""
-        return self.step_flops(mean_counts(self.config))
+        route = None if self.losses is None else self.losses.mean_short_loops
+        return self.step_flops(mean_counts(self.config), route)
 
     def context(self) -> contextlib.AbstractContextManager[None]:
         """Where its functions are traced and run."""
