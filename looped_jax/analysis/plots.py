@@ -115,7 +115,6 @@ def panels(parts: Sequence[Panel], x: str, order: str) -> bytes:
         figsize=(0.9 + 3.3 * columns, 0.4 + 2.4 * rows),
         layout="constrained",
         squeeze=False,
-        sharex=True,
     )
     count = max(len(part.ordered) for part in parts)
     colours = plt.get_cmap("viridis_r", count)
@@ -139,8 +138,7 @@ def panels(parts: Sequence[Panel], x: str, order: str) -> bytes:
         axes.grid(alpha=0.3)
         if len(part.named) > 1:
             axes.legend(frameon=False, fontsize=8)
-    for axes in grid[-1]:
-        axes.set_xlabel(x, fontsize=9)
+    figure.supxlabel(x, fontsize=9)
     bounds = BoundaryNorm(np.arange(0.5, count + 1), count)
     bar = figure.colorbar(ScalarMappable(bounds, colours), ax=grid, shrink=0.8, label=order)
     bar.set_ticks(range(1, count + 1, -(-count // 8)))
