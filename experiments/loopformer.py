@@ -1,13 +1,14 @@
-"""LoopFormer's architecture: 3 layers in 8 loops, each layer told the time, on its long route.
+"""LoopFormer: 3 layers in 8 loops, each layer told the time; every step also takes a short route.
 
 arXiv 2602.11451 and its code, armenjeddi/loopformer (train_loopformer_3blk). From there: the plan
 3x8, width 2048, 32 heads, a feed-forward of 5120 (gelu), learned positions, 50,304 tokens with a
-tied output, the time in every layer, AdamW (.9, .95) at 6e-4 after 2,000 steps and cosine decay to
+tied output, the time in every layer, the loss of a short route and the distance of its states from
+the long one's at 0.1 each, AdamW (.9, .95) at 6e-4 after 2,000 steps and cosine decay to
 a tenth, weight decay 0.2, clipping at 1, 480 rows of 1024 tokens, 50,000 steps (24.6B tokens).
 
-Not here: the short routes of its training (fewer and longer steps, their loss, and the distance of
-their states), without which other loop counts than 8 are not trained for; and its initialisation.
-There, weight decay also acts on embeddings. The vocabulary is ours, padded.
+Not here: its initialisation, and norms without a scale in the layers. There, weight decay also acts
+on embeddings, and each of the 40 parts of a batch has a short route of its own. The vocabulary is
+ours, padded.
 Parameters: 278,181,888.
 
     python -m looped_jax.main --config=experiments/loopformer.py:small \
@@ -25,6 +26,7 @@ def get_config(size: str = "") -> ConfigDict:
     config.model.update(d_ff=5120, mlp="gelu", positions="learned")
     config.model.update(tied_output=True, vocab_size=50_304)
     config.loop.per_loop = "time"
+    config.loop_loss.kind = "shortcut"
     config.optimizer.update(name="adamw", learning_rate=6e-4, schedule="cosine")
     config.optimizer.update(warmup_steps=2000, final_fraction=0.1, weight_decay=0.2)
     config.data.length = 1024

@@ -82,11 +82,14 @@ def describe(job: Job, topology: str, slices: int = 1) -> dict[str, Any]:
         - memory.alias_size_in_bytes
     )
     shards = job.mesh.shape["sequence"]
-    counts = mean_counts(job.config)
+    counts, losses = mean_counts(job.config), job.losses
+    short = None if losses is None else losses.mean_short_loops
     cost = compiled.cost(
         program.as_text(),
         lambda call: splash_flops(call.name, [s.dims for s in call.shapes], model, shards),
         None if counts is None else counts[0] - counts[1],
+        # Of the steps that a short route may have, those that it has.
+        1.0 if losses is None or short is None else short / (losses.loops - 1),
     )
     roofline = tpu.estimate(cost, chip, device.device_kind)
     model_flops = job.mean_step_flops / job.mesh.size

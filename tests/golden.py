@@ -188,6 +188,12 @@ MODELS = {
     "adaptive computation time": dict(
         model__plan="1x3", loop__gate="act", loop_loss__kind="act", loop_loss__beta=0.01
     ),
+    "short routes": dict(
+        model__plan="1x1,1x4",
+        loop__per_loop="time",
+        loop_loss__kind="shortcut",
+        loop_loss__weights=(0.2, 0.5),
+    ),
     "running targets, accumulation, rsqrt": dict(
         data__targets="running", train__grad_accumulation=2, optimizer__schedule="rsqrt"
     ),

@@ -1,5 +1,6 @@
 """The report's figures, as PNG; matplotlib without a display."""
 
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 
@@ -10,13 +11,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import BoundaryNorm, Normalize
 from matplotlib.figure import Figure
 
 from looped_jax.analysis.fits import Line, ScalingLaw
 
+Points = Sequence[tuple[float, float]]
 # (x, y) by the name of the series.
-Series = Mapping[str, Sequence[tuple[float, float]]]
+Series = Mapping[str, Points]
 
 
 def as_text(name: str) -> str:
@@ -90,6 +92,57 @@ def scaling(series: Series, fits: Mapping[str, ScalingLaw], y: str) -> bytes:
     axes.set_xticks(depths, [f"{d:g}" for d in depths])
     axes.minorticks_off()
     _legend(axes, len(series))
+    return png(figure)
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One of several small pictures: lines in an order that their colours show, or named ones."""
+
+    title: str
+    ordered: Sequence[Points] = ()
+    named: Series = dataclasses.field(default_factory=dict)
+    is_cosine: bool = False
+
+
+def panels(parts: Sequence[Panel], x: str, order: str) -> bytes:
+    """Panels side by side over one x; ``order`` is what the ordered lines are numbered by, from
+    1."""
+    columns = 2 if len(parts) <= 4 else 3
+    rows = -(-len(parts) // columns)
+    figure, grid = plt.subplots(
+        *(rows, columns),
+        figsize=(0.9 + 3.3 * columns, 0.4 + 2.4 * rows),
+        layout="constrained",
+        squeeze=False,
+    )
+    count = max(len(part.ordered) for part in parts)
+    colours = plt.get_cmap("viridis_r", count)
+    for axes in grid.flat[len(parts) :]:
+        axes.set_axis_off()
+    for axes, part in zip(grid.flat, parts, strict=False):
+        for number, points in enumerate(part.ordered):
+            axes.plot(*zip(*points, strict=True), marker="o", ms=2.5, lw=1.2, color=colours(number))
+        for number, (name, points) in enumerate(part.named.items()):
+            grey = str(0.2 + 0.6 * number / len(part.named))
+            axes.plot(*zip(*points, strict=True), marker="o", ms=2.5, color=grey, label=name)
+        values = [y for points in (*part.ordered, *part.named.values()) for _, y in points]
+        if part.is_cosine:  # 1 is what is looked for.
+            axes.set_ylim(min(-0.05, 1.1 * min(values)), 1.05)
+        elif min(values) > 0 and max(values) > 20 * min(values):
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(0, 1.08 * max(values) or None)
+        axes.set_title(part.title, fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+        if len(part.named) > 1:
+            axes.legend(frameon=False, fontsize=8)
+    figure.supxlabel(x, fontsize=9)
+    bounds = BoundaryNorm(np.arange(0.5, count + 1), count)
+    bar = figure.colorbar(ScalarMappable(bounds, colours), ax=grid, shrink=0.8, label=order)
+    bar.set_ticks(range(1, count + 1, -(-count // 8)))
+    bar.minorticks_off()
     return png(figure)
 
 

@@ -11,6 +11,7 @@ from looped_jax.analysis import plots, published
 from looped_jax.analysis.document import Details, Document, Figure, Section, Table, Text
 from looped_jax.analysis.fits import Line, ScalingLaw, alpha_ratio
 from looped_jax.analysis.groups import Model, TaskGroup, metric_curve, task_groups
+from looped_jax.analysis.loop_figures import loop_figures
 from looped_jax.analysis.provenance import mixed_numerics, mixed_samples, provenance_table
 from looped_jax.analysis.records import Record
 from looped_jax.analysis.similarity import block_cosines
@@ -41,6 +42,8 @@ def build(records: Sequence[Record], missing: Sequence[str], title: str) -> Docu
         sections.append(Section(f"Results: {group.title}", tuple(_results(group))))
         if depth := _depth(group):
             sections.append(Section(f"Depth: {group.title}", tuple(depth)))
+        if loops := loop_figures(group):
+            sections.append(Section(f"Loops while training: {group.title}", tuple(loops)))
         if group.task == "text":
             sections.append(Section(f"Isoplots: {group.title}", tuple(_isoplots(group))))
     if maps := _similarity(records):

@@ -250,10 +250,15 @@ class LoopLoss:
     kind: str = key(
         "last",
         "the last loop's loss; a weighted sum of every loop's; expected: by the gate's probability "
-        "of ending there; gate: the gate alone (freeze the rest); ponder; act",
-        choices=("last", "weighted", "expected", "gate", "ponder", "act"),
+        "of ending there; gate: the gate alone (freeze the rest); ponder; act; shortcut: and that "
+        "of a route of fewer loops",
+        choices=("last", "weighted", "expected", "gate", "ponder", "act", "shortcut"),
     )
-    weights: tuple[float, ...] = key((), "weighted: one per loop of the plan; (): all the same")
+    weights: tuple[float, ...] = key(
+        (),
+        "weighted: one per loop of the plan, (): all the same; shortcut: of the short route's loss "
+        "and of its distance, (): 0.1 each",
+    )
     beta: float = key(
         0.05,
         "of the exits' entropy (expected), their divergence from the prior (ponder), the ponder "

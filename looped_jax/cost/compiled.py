@@ -203,11 +203,12 @@ def cost(
     hlo: str,
     custom_call_flops: Callable[[Instruction], float] = lambda _: 0.0,
     trips_of_data: float | None = None,
+    taken: float = 1.0,
 ) -> Cost:
     """Counts a module, with the FLOPs of custom calls from a function.
 
     ``trips_of_data``: how often a `while` runs whose trip count the module does not tell; without
-    it, ValueError if there is one.
+    it, ValueError if there is one. ``taken``: how often, of 1, a condition holds.
     """
     computations, entry = parse(hlo)
     total = Cost()
@@ -245,6 +246,9 @@ def cost(
             runs = times
             if opcode == "while":
                 runs *= trips(computation, instruction)
+            if opcode == "conditional":
+                for branch, share in _branches(instruction, taken):
+                    visit(branch, times * share, fused)
             inside = fused or opcode not in ("while", "call", "conditional", "async-start")
             for called in _CALLED.findall(instruction.text):
                 if called in computations and not _is_scalar_function(computations[called]):
@@ -252,6 +256,15 @@ def cost(
 
     visit(entry, 1.0, False)
     return total
+
+
+def _branches(instruction: Instruction, taken: float) -> list[tuple[str, float]]:
+    """The computations of a conditional, and how often each runs."""
+    if listed := re.search(r"branch_computations=\{([^}]*)\}", instruction.text):
+        false, *true = re.findall(r"%([\w.-]+)", listed[1])
+    else:
+        false, *true = re.findall(r"(?:false|true)_computation=%([\w.-]+)", instruction.text)[::-1]
+    return [(false, 1.0 - taken), *((name, taken / len(true)) for name in true)]
 
 
 def _is_scalar_function(computation: Computation) -> bool:

@@ -20,8 +20,10 @@ from jax.sharding import Mesh
 from looped_jax.data.pipeline import Sample, eval_batches
 from looped_jax.data.rows import Rows, RowSource
 from looped_jax.data.text import TextRows
+from looped_jax.evaluation import loop_watch
 from looped_jax.evaluation.intervals import ratio_interval
 from looped_jax.models.loops.exits import ExitRule
+from looped_jax.models.loops.segment import NOTHING
 from looped_jax.models.loss import token_scores
 from looped_jax.models.transformer import LoopedTransformer, batch_forward
 from looped_jax.parallel.mesh import mesh_context, put_batch, replicated
@@ -34,11 +36,14 @@ def row_sums(
     loops: int | None,
     documents: int,
     exit: ExitRule | None = None,
-) -> dict[str, jax.Array]:
+    watch: bool = False,
+) -> dict[str, Any]:
     """Sums over a batch: rows with an answer and rows right; cross-entropy, weight and bytes of
-    text, each as an array over ``documents``; with an exit, of weight by the loops taken, from 0.
+    text, each as an array over ``documents``; with an exit, of weight by the loops taken, from 0;
+    with ``watch``, of what loops do, see evaluation/loop_watch.py.
     """
-    output = batch_forward(model, params, batch, loops=loops, exit=exit)
+    wanted = loop_watch.wanted(model.config) if watch else NOTHING
+    output = batch_forward(model, params, batch, loops=loops, exit=exit, wanted=wanted)
     xent_BT, likeliest_BT = token_scores(
         model.config, output.x_BTD, output.kernel_VD, batch["targets"]
     )
@@ -51,7 +56,7 @@ def row_sums(
     def by_document(values_BT: jax.Array) -> jax.Array:
         return jax.ops.segment_sum(values_BT.reshape(-1), document_BT.reshape(-1), documents)
 
-    sums = {
+    sums: dict[str, Any] = {
         "asked": jnp.sum(asked_B),
         "right": jnp.sum(right_B),
         "xent": by_document(xent_BT * batch["loss_weights"]),
@@ -61,6 +66,8 @@ def row_sums(
     if output.depth_BT is not None:
         most = max(segment.loops for segment in model.config.plan.with_loops(loops).segments)
         sums["depths"] = jnp.zeros(most + 1).at[output.depth_BT].add(batch["loss_weights"])
+    if watch:
+        sums["loops"] = loop_watch.sums(model.config, output, batch["segment_ids"])
     return sums
 
 
@@ -92,7 +99,9 @@ class HeldOut:
 
 
 class Evaluator:
-    """Evaluates parameters of one model; compiled once per number of documents."""
+    """Evaluates parameters of one model; compiled once per number of documents. With ``watch`` it
+    also says what loops do, see evaluation/loop_watch.py; an ``exit`` and that do not go together.
+    """
 
     def __init__(
         self,
@@ -101,11 +110,13 @@ class Evaluator:
         rules: Any,
         loops: int | None = None,
         exit: ExitRule | None = None,
+        watch: bool = False,
     ):
+        assert exit is None or not watch
         self._mesh = mesh
         self._context = functools.partial(mesh_context, mesh, rules, model.config.dtype)
         self._sums = jax.jit(
-            lambda params, batch, count: row_sums(model, params, batch, loops, count, exit),
+            lambda params, batch, count: row_sums(model, params, batch, loops, count, exit, watch),
             static_argnums=2,
             out_shardings=replicated(mesh),  # Every process reads the sums.
         )
@@ -117,7 +128,8 @@ class Evaluator:
         0 to 1) or, for text, eval/<name>/perplexity with its 95% interval over documents,
         perplexity_low and perplexity_high, bits_per_byte, and the tokens and documents behind them,
         then the same for every component, eval/<name>/<component>/loss and so on. With an exit also
-        eval/<name>/loops_used, the mean over tokens, and exit_<n>, the share that took n.
+        eval/<name>/loops_used, the mean over tokens, and exit_<n>, the share that took n. Watched,
+        eval/<name>/loop_<t>/… of every loop.
 
         None if ``stop``, asked before every batch, says so.
         """
@@ -128,11 +140,12 @@ class Evaluator:
                 if stop():
                     return None
                 whole = put_batch(batch, self._mesh, held_out.batch_size)
-                sums = self._sums(params, whole, len(of_document))
-                for key, value in jax.device_get(sums).items():
-                    totals[key] = totals.get(key, 0.0) + value.astype(np.float64)
+                sums = jax.device_get(self._sums(params, whole, len(of_document)))
+                sums = jax.tree.map(lambda value: value.astype(np.float64), sums)
+                totals = jax.tree.map(np.add, totals, sums) if totals else sums
         prefix = f"eval/{held_out.name}"
         used = loops_used(prefix, totals["depths"]) if "depths" in totals else {}
+        used |= loop_watch.metrics(prefix, totals.get("loops", {}))
         if totals["asked"]:
             loss = totals["xent"].sum() / totals["weight"].sum()
             accuracy = totals["right"] / totals["asked"]

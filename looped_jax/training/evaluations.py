@@ -5,14 +5,17 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from looped_jax.data.run_data import downstream_names
 from looped_jax.data.tasks.downstream import TASKS
 from looped_jax.errors import UserError
 from looped_jax.evaluation.downstream import Settings, ask, run_task, scalars
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
+from looped_jax.evaluation.loop_watch import of_parameters
 from looped_jax.inference.generator import Generator
 from looped_jax.models.transformer import check_loops
-from looped_jax.parallel.mesh import local_rows
+from looped_jax.parallel.mesh import local_rows, replicated
 from looped_jax.training.job import Job
 
 
@@ -63,7 +66,14 @@ class Evaluations:
         job = self.job
         counts = {"": None} | {f"/loops_{loops}": loops for loops in job.config.eval.loops}
         of = functools.partial(Evaluator, job.model, job.mesh, job.rules)
-        return {ending: of(loops) for ending, loops in counts.items()}
+        # What each loop does is told of the plan's loops.
+        return {ending: of(loops, watch=loops is None) for ending, loops in counts.items()}
+
+    @functools.cached_property
+    def _of_parameters(self) -> Callable[[Any], dict[str, Any]]:
+        job = self.job
+        watch = functools.partial(of_parameters, job.model)
+        return jax.jit(watch, out_shardings=replicated(job.mesh))
 
     @functools.cached_property
     def _generator(self) -> Generator:
@@ -72,8 +82,8 @@ class Evaluations:
 
     def measure(self, params: Any, stop: Callable[[], bool]) -> dict[str, float] | None:
         """All metrics of these parameters, eval/<name>/… and, of held-out rows with the loops of
-        config.eval.loops, eval/<name>/loops_<N>/…; None if ``stop``, asked again and again, says
-        so."""
+        config.eval.loops, eval/<name>/loops_<N>/…; what is watched of loops (loop_watch.py). None
+        if ``stop``, asked again and again, says so."""
         line: dict[str, float] = {}
         for ending, evaluator in self._evaluators.items():
             for held_out in self.held_out:
@@ -82,6 +92,8 @@ class Evaluations:
                 if metrics is None:
                     return None
                 line |= metrics
+        with self.job.context():
+            line |= {name: float(value) for name, value in self._of_parameters(params).items()}
         if self.asked:
             self._generator.params = params
             try:

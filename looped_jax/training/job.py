@@ -54,14 +54,15 @@ class Job:
     def rules(self) -> Any:
         return self.config.mesh.rules
 
-    def step_flops(self, counts: tuple[float, float] | None) -> float:
-        """Model FLOPs of a training step, see train_flops; ``counts`` of a job that has them."""
-        return _step_flops(self.config, self.model.config, self.losses, counts)
+    def step_flops(self, counts: tuple[float, float] | None, route: float | None = None) -> float:
+        """Model FLOPs of a training step, see train_flops; ``counts`` of a job that has them, and
+        ``route`` of one with a short route."""
+        return _step_flops(self.config, self.model.config, self.losses, counts, route)
 
     @functools.cached_property
     def mean_step_flops(self) -> float:
         """The same on average over its steps."""
-        return self.step_flops(mean_counts(self.config))
+        return _mean_step_flops(self.config, self.model.config, self.losses)
 
     def context(self) -> contextlib.AbstractContextManager[None]:
         """Where its functions are traced and run."""
@@ -73,16 +74,22 @@ def _step_flops(
     model: ModelConfig,
     losses: LoopLosses | None,
     counts: tuple[float, float] | None,
+    route: float | None,
 ) -> float:
-    read_outs = 1 if losses is None else losses.read_outs
-    return train_flops(model, config.train.batch_size, model.max_length, counts, read_outs)
+    read_outs, rows = 1 if losses is None else losses.read_outs, config.train.batch_size
+    return train_flops(model, rows, model.max_length, counts, read_outs, route)
+
+
+def _mean_step_flops(config: ConfigDict, model: ModelConfig, losses: LoopLosses | None) -> float:
+    route = None if losses is None else losses.mean_short_loops
+    return _step_flops(config, model, losses, mean_counts(config), route)
 
 
 def planned_step_flops(config: ConfigDict) -> float:
     """Model FLOPs of a config's mean training step, without devices or its data."""
     data = resolve(config)
     model = ModelConfig.from_config(config, vocab_size=data.vocab_size, max_length=data.length)
-    return _step_flops(config, model, LoopLosses.from_config(config), mean_counts(config))
+    return _mean_step_flops(config, model, LoopLosses.from_config(config))
 
 
 def make_job(

@@ -12,6 +12,7 @@ gate      for the gate alone, the rest being frozen (Ouro's stage II): with w_t 
 ponder    sum_t p_t CE_t + beta KL(p || g), g_t proportional to a (1 - a)^(t - 1) (PonderNet, arXiv
           2107.05407)
 act       CE of the mixed states + beta (loops + remainder) (models/loops/act.py)
+shortcut  CE_L, and of a route of fewer loops its CE and its distance (training/shortcut.py)
 
 Only CE_t and the gates are kept of a loop, float32 [L, B, T].
 """
@@ -28,6 +29,7 @@ from looped_jax.models.config import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.loops.base import LoopOutput
 from looped_jax.models.loops.gate import exit_log_p
+from looped_jax.training import shortcut
 
 Array = jax.Array
 # Ouro's stage II: how sharply a gain is told from none, and from where on it is one, in nats.
@@ -51,8 +53,10 @@ class LoopLosses:
         """None for the last loop's cross-entropy, also where nothing is looped (the baseline of a
         comparison); UserError for what cannot work."""
         kind, weights = config.loop_loss.kind, config.loop_loss.weights
-        if weights and kind != "weighted":
-            raise UserError(f"config.loop_loss.weights are for kind='weighted', not {kind!r}")
+        if weights and kind not in ("weighted", "shortcut"):
+            raise UserError(
+                f"config.loop_loss.weights are for kind='weighted' and 'shortcut', not {kind!r}"
+            )
         if kind == "last":
             return None
         plan = LoopPlan.parse(config.model.plan)
@@ -68,10 +72,20 @@ class LoopLosses:
             raise UserError(
                 f"config.loop_loss.kind={kind!r} needs config.loop.gate={needed!r}; it is {gate!r}"
             )
+        if kind == "shortcut" and config.loop.per_loop != "time":
+            raise UserError(
+                "config.loop_loss.kind='shortcut' needs config.loop.per_loop='time', by which "
+                f"loops know how long they are; it is {config.loop.per_loop!r}"
+            )
         if config.train.z_loss:
             raise UserError("config.train.z_loss is for the last loop's loss (loop_loss.kind)")
         made = cls(looped[0], plan.segments[looped[0]].loops, **config.loop_loss.to_dict())
-        if weights and len(weights) != made.loops:
+        if kind == "shortcut" and len(weights) not in (0, 2):
+            raise UserError(
+                "config.loop_loss.weights of kind='shortcut' are two, of the short route's loss "
+                f"and of its distance, not {len(weights)}"
+            )
+        if kind == "weighted" and weights and len(weights) != made.loops:
             raise UserError(
                 f"config.loop_loss.weights has {len(weights)} numbers for {made.loops} loops"
             )
@@ -92,12 +106,31 @@ class LoopLosses:
     @property
     def looks(self) -> bool:
         """Whether it has a cross-entropy of every loop."""
-        return self.kind != "act"
+        return self.kind not in ("act", "shortcut")
+
+    @property
+    def has_short_route(self) -> bool:
+        """Whether every step makes a second pass, with other loops."""
+        return self.kind == "shortcut"
+
+    @property
+    def mean_short_loops(self) -> float | None:
+        """Of the second pass."""
+        return shortcut.mean_steps(self.loops) if self.has_short_route else None
 
     @property
     def read_outs(self) -> int:
         """Cross-entropies of a step."""
         return self.loops if self.looks else 1
+
+    def with_short_route(
+        self, xent: Array, short_xent: Array, distance: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """As ``of_every_loop``, of sums over tokens of both passes."""
+        of_xent, of_distance = self.weights or shortcut.WEIGHTS
+        loss = xent + of_xent * short_xent + of_distance * distance
+        sums = {"loss": xent, "objective": loss}
+        return loss, sums | {"short/loss": short_xent, "short/distance": distance}
 
     def of_the_mixture(
         self, xent: Array, loops: LoopOutput, weights_BT: Array

@@ -26,6 +26,7 @@ from looped_jax.training.loop_counts import LoopCounts
 from looped_jax.training.loop_losses import LoopLosses
 from looped_jax.training.parameter_groups import held
 from looped_jax.training.regularizer import CosineRegularizer
+from looped_jax.training.shortcut import short_route, short_sums
 from looped_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -44,7 +45,7 @@ def loss_sum(
     ``losses`` says otherwise, and what is reported, `loss` being the cross-entropy."""
     config, targets_BT, weights_BT = model.config, batch["targets"], batch["loss_weights"]
     asked: dict[str, Any] = {}
-    if losses is not None:
+    if losses is not None and not losses.has_short_route:
         asked["wanted"] = Wanted(emitted=True)
     if losses is not None and losses.looks:
         kernel_VD = output_kernel(model, params)
@@ -57,6 +58,9 @@ def loss_sum(
     found = loss_sums(config, output.x_BTD, output.kernel_VD, targets_BT, weights_BT, z_loss)
     if losses is None:
         return found[0], {"loss": found[1]}
+    if losses.has_short_route:
+        short = short_sums(model, params, batch, output.x_BTD, key)
+        return losses.with_short_route(found[0], *short)
     return losses.of_the_mixture(found[0], output.segments[losses.segment], weights_BT)
 
 
@@ -133,6 +137,13 @@ def make_train_step(
             loops_B = counts(key, state.step, len(batch["tokens"]))
             loops_B = nn.with_logical_constraint(loops_B, ("batch",))
             batch, drawn = {**batch, "loops": loops_B}, counts.made(loops_B)
+        if losses is not None and losses.has_short_route:
+            units_S = short_route(key, losses.loops)
+            route_BS = jnp.broadcast_to(
+                units_S / losses.loops, (len(batch["tokens"]), len(units_S))
+            )
+            batch = {**batch, "route": nn.with_logical_constraint(route_BS, ("batch", None))}
+            drawn = {"short/loops": jnp.sum(units_S > 0)}
         reported, grads = loss_and_grads(
             model, state.params, batch, z_loss, parts, key, frozen, losses
         )

@@ -277,4 +277,5 @@ class _Run:
         counts = None
         if self.job.counts is not None:
             counts = float(scalars["loops"]), float(scalars["gradient_loops"])
-        return self.job.step_flops(counts)
+        route = float(scalars["short/loops"]) if "short/loops" in scalars else None
+        return self.job.step_flops(counts, route)

@@ -1,6 +1,7 @@
 """The report over run folders: whole, incomplete, and of different tasks."""
 
 import csv
+import itertools
 import json
 import pathlib
 import re
@@ -208,6 +209,27 @@ def test_names_with_dollars_and_underscores_are_shown(tmp_path: pathlib.Path) ->
         axes.plot([0], [0], label=plots.as_text(name))
     legend = [text.get_text() for text in axes.legend().get_texts()]
     assert legend == [r"a\$x_{\$b", "\N{NO-BREAK SPACE}_hidden"]
+
+
+def test_what_loops_did_is_drawn_for_each_model_and_looped_segment(tmp_path: pathlib.Path) -> None:
+    def line(step: int, *segments: str) -> dict[str, float]:
+        found = {"step": step, ACCURACY: 0.5, "loop/decay_mean": 0.4}
+        for segment, loop in itertools.product(segments, (1, 2)):
+            where = f"eval/group_z7_n4{segment}/loop_{loop}"
+            found |= {f"{where}/state_norm": 9.0, f"{where}/cosine_between_tokens": -0.2}
+        return found
+
+    write_run(tmp_path / "a", [line(6, ""), line(12, "")])
+    one, two = ("/segment_0", "/segment_1")
+    write_run(tmp_path / "b", [line(12, one, two)], model__plan="1x2,1x2")
+    write_run(tmp_path / "c", evaluated(0.5), model__plan="2x1")
+    sections = {s.title: s.parts for s in build(*find_runs([str(tmp_path)]), "a report").sections}
+    figures = sections["Loops while training: group_z7_n4"]
+    assert [figure.name for figure in figures if isinstance(figure, Figure)] == [
+        "loops_while_training_a",
+        "loops_while_training_b_segment_0",
+        "loops_while_training_b_segment_1",
+    ]
 
 
 def write_provenance(workdir: epath.Path, numerics: int, rows: int = 8) -> None:

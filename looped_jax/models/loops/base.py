@@ -69,17 +69,38 @@ class Counts(struct.PyTreeNode):
         return jnp.where(loop < before, loop, loop - before + before_B)
 
 
+class Route(struct.PyTreeNode):
+    """Loops as steps through time from 0 to 1, as data (models/loops/routes.py): float32 sizes and
+    starts of at most S steps, and how many there are, int32, the same in all rows."""
+
+    sizes_BS: Array
+    starts_BS: Array
+    steps: Array
+
+    @classmethod
+    def of(cls, sizes_BS: Array) -> "Route":
+        """The route of these sizes, 0 behind the last."""
+        starts_BS = jnp.cumsum(sizes_BS, axis=1) - sizes_BS
+        return cls(sizes_BS, starts_BS, jnp.max(jnp.sum(sizes_BS > 0, axis=1, dtype=jnp.int32)))
+
+    def at(self, loop: Array) -> tuple[Array, Array]:
+        """Start and size of a step, [B, 1]."""
+        start_B, size_B = (jnp.take(of, loop, axis=1) for of in (self.starts_BS, self.sizes_BS))
+        return start_B[:, None], size_B[:, None]
+
+
 class LoopContext(struct.PyTreeNode):
     """What is the same in all loops of a segment: its input, what its layers are given, the number
-    of loops, what variants compute once for all of them, arrays [B, …], loop counts if these are
-    data (then ``loops`` says nothing), what looks at the stream at the end of every loop, and the
-    kind of the Run that a loop belongs to."""
+    of loops, what variants compute once for all of them, arrays [B, …], loop counts or a route if
+    these are data (then ``loops`` says nothing), what looks at the stream at the end of every loop,
+    and the kind of the Run that a loop belongs to."""
 
     x0_BTD: Array
     inputs: LayerInputs
     loops: int = struct.field(pytree_node=False, default=1)
     extra: dict[str, Any] = struct.field(default_factory=dict)
     counts: Counts | None = None
+    route: Route | None = None
     look: Callable[[Array], Any] | None = struct.field(pytree_node=False, default=None)
     kind: int = struct.field(pytree_node=False, default=0)
 
@@ -91,6 +112,7 @@ class LoopOutput(struct.PyTreeNode):
     x_BTD: the residual stream at its end.
     emitted: by option of config.loop what a variant says of the loop (a gate's logit, say).
     looked: what LoopContext.look made of x_BTD, arrays [B, …].
+    watched: the numbers of models/loops/watched.py, sums over the tokens of a row, [B] each.
     depth_BT: of a whole segment only, where tokens leave by a rule (models/loops/exits.py): the
       loops that each took, int32.
     """
@@ -99,6 +121,7 @@ class LoopOutput(struct.PyTreeNode):
     x_BTD: Array | None = None
     emitted: dict[str, Any] = struct.field(default_factory=dict)
     looked: Any = None
+    watched: dict[str, Array] = struct.field(default_factory=dict)
     depth_BT: Array | None = None
 
 
@@ -163,6 +186,11 @@ class LoopVariant(nn.Module):
     def finish(self, state: LoopState, context: LoopContext) -> LoopState:
         """After the last loop."""
         return state
+
+    def watch(self) -> dict[str, Array]:
+        """What is worth watching of the parameters that all loops share, while they are trained: []
+        each, by a name that says what it is."""
+        return {}
 
     @classmethod
     def loop_flops(cls, config: ModelConfig) -> int:

@@ -65,6 +65,11 @@ class DecayInput(LoopVariant):
         output_DD = self.output_DD.astype(self.config.dtype)
         return state.replace(x_BTD=state.x_BTD @ output_DD)
 
+    def watch(self) -> dict[str, Array]:
+        """How much of the stream a loop keeps: the least and the largest a, and their mean."""
+        a_D = self.decay_D()
+        return {"decay_min": jnp.min(a_D), "decay_mean": jnp.mean(a_D), "decay_max": jnp.max(a_D)}
+
     @classmethod
     def pass_flops(cls, config: ModelConfig) -> int:
         """B and C, once a pass."""

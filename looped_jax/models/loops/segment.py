@@ -27,6 +27,7 @@ from looped_jax.models.loops.base import (
     LoopOutput,
     LoopState,
     LoopVariant,
+    Route,
     Run,
     init_keys,
     row_at,
@@ -34,6 +35,8 @@ from looped_jax.models.loops.base import (
 )
 from looped_jax.models.loops.counted import counted_loops
 from looped_jax.models.loops.exits import ExitRule, until_exit
+from looped_jax.models.loops.routes import routed_loops
+from looped_jax.models.loops.watched import real_tokens, watched
 from looped_jax.parallel.mesh import BATCH_AXES
 from looped_jax.parallel.per_device import gather, per_device, spec_of, split_axes
 
@@ -75,11 +78,12 @@ def remat(config: ModelConfig, target: Any, at: str, prevent_cse: bool) -> Any:
 @dataclasses.dataclass(frozen=True)
 class Wanted:
     """What a pass returns beside the residual stream at its end, of every loop: keys and values,
-    the stream, what variants emit."""
+    the stream, what variants emit, and, of segments that are looped, what is watched."""
 
     kept: bool = False
     states: bool = False
     emitted: bool = False
+    watched: bool = False
 
 
 NOTHING = Wanted()
@@ -150,16 +154,20 @@ class LoopedSegment(nn.Module):
         inputs: LayerInputs,
         loops_B: Array | None = None,
         look: Callable[[Array], Any] | None = None,
+        route_BS: Array | None = None,
     ) -> tuple[Array, LoopOutput]:
         """The stream after all loops, and what was wanted of each, [L, …]. With ``loops_B``, loop
-        counts of the rows that are data, nothing is wanted. ``look``: see LoopContext; a segment
-        that is not looped has none."""
-        counts = None
+        counts of the rows that are data, or ``route_BS``, the sizes of loops (Route.of), nothing is
+        wanted. ``look``: see LoopContext; a segment that is not looped has none."""
+        counts = route = None
         if self.segment.trained_loops == 1:
             look = None
         elif loops_B is not None:
             counts = Counts(loops_B, jnp.max(loops_B), self.config.gradient_loops)
-        context = LoopContext(x_BTD, inputs, self.segment.loops, counts=counts, look=look)
+        elif route_BS is not None:
+            route = Route.of(route_BS)
+        loops = self.segment.loops
+        context = LoopContext(x_BTD, inputs, loops, counts=counts, route=route, look=look)
         for _, variant in self.variants():
             context = variant.prepare(context)
         state = self.start(context)
@@ -186,10 +194,16 @@ class LoopedSegment(nn.Module):
             state = variant.finish(state, context)
         return state.x_BTD
 
+    def watch(self) -> dict[str, Array]:
+        """What variants say of their parameters, see LoopVariant.watch."""
+        found = [variant.watch() for _, variant in self.variants()]
+        return {name: value for of_one in found for name, value in of_one.items()}
+
     def one_loop(
         self, state: LoopState, loop: Array, context: LoopContext
     ) -> tuple[LoopState, LoopOutput]:
         """One pass through k layers: the block f, of context.kind."""
+        before_BTD = state.x_BTD
         for _, variant in self.variants():
             state = variant.enter(state, context, loop)
         inputs = context.inputs
@@ -210,12 +224,17 @@ class LoopedSegment(nn.Module):
             found = {option: variant.emit(state, loop) for option, variant in self.variants()}
             emitted = {option: value for option, value in found.items() if value is not None}
         looked = None if context.look is None else context.look(state.x_BTD)
-        return state, LoopOutput(kept, state.x_BTD if wanted.states else None, emitted, looked)
+        seen = {}
+        if wanted.watched and self.segment.trained_loops > 1:
+            real_BT = real_tokens(inputs.segment_ids_BT, before_BTD)
+            seen = watched(before_BTD, state.x_BTD, real_BT)
+        kept_BTD = state.x_BTD if wanted.states else None
+        return state, LoopOutput(kept, kept_BTD, emitted, looked, seen)
 
     def all_loops(self, state: LoopState, context: LoopContext) -> tuple[LoopState, LoopOutput]:
-        """L times one_loop, or as often as context.counts says."""
-        if context.counts is not None:
-            return self.counted(state, context, context.counts), LoopOutput()
+        """L times one_loop, or as often as context.counts or context.route say."""
+        if context.counts is not None or context.route is not None:
+            return self.counted(state, context), LoopOutput()
         runs, first, outputs = runs_of(self.config, self.segment), 0, []
         if self.is_initializing():
             runs = (Run(self.segment.loops),)  # What each loop has for itself is made by one scan.
@@ -270,8 +289,8 @@ class LoopedSegment(nn.Module):
             state, output = self.one_loop(state, loop, context.replace(kind=kind))
         return state, output
 
-    def counted(self, state: LoopState, context: LoopContext, counts: Counts) -> LoopState:
-        """one_loop as often as ``counts`` say."""
+    def counted(self, state: LoopState, context: LoopContext) -> LoopState:
+        """one_loop as often as data say."""
         config, segment = self.config, self.segment
         if self.wanted != NOTHING or context.look is not None:
             raise UserError("loop counts that are data leave nothing behind of each loop")
@@ -288,10 +307,13 @@ class LoopedSegment(nn.Module):
             found: Any = run.apply(variables, state, loop, context, method="one_loop")
             return found[0]
 
+        learned = (dict(self.variables), context)
+        if context.route is not None:
+            return routed_loops(step, learned, state, context.route, unroll)
+        assert context.counts is not None
         if config.remat == "loop":
             step = jax.checkpoint(step, prevent_cse=unroll)
-        learned = (dict(self.variables), context)
-        return counted_loops(step, learned, state, counts, unroll)
+        return counted_loops(step, learned, state, context.counts, unroll)
 
     def leaving(
         self, state: LoopState, context: LoopContext, rule: ExitRule

@@ -5,10 +5,10 @@ blocks are given and what they add by what it learned of that:
     c = mlp(features(t)) + mlp'(features(dt)),   t = loop / L in [0, 1),  dt = 1 / L.
 
 TMLT (Xu and Sato, arXiv 2410.01405), there with t = loop and without dt; LoopFormer (arXiv
-2602.11451 and its code, armenjeddi/loopformer), which is followed here but for two things: the
-norms keep their learned scale, and all steps are of one size. All loops share all parameters, so
-any number of loops has its times. W and b are zero at the start of training: each loop is the
-identity then. With loop counts that are data each row has its own times.
+2602.11451 and its code, armenjeddi/loopformer), which is followed here but that the norms keep
+their learned scale. All loops share all parameters, so any number of loops has its times. W and b
+are zero at the start of training: each loop is the identity then. With loop counts that are data
+each row has its own times; a pass along a route (models/loops/routes.py) has the route's.
 """
 
 from typing import Any
@@ -32,6 +32,17 @@ def features(time: Array) -> Array:
     frequency = 10000.0 ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = time[..., None].astype(jnp.float32) * frequency
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def times(context: LoopContext, loop: Array) -> tuple[Array, Array]:
+    """t and dt of a loop, [B or 1, 1]."""
+    if context.route is not None:
+        return context.route.at(loop)
+    number, loops = jnp.reshape(loop, (1, 1)), jnp.asarray(context.loops)
+    if context.counts is not None:
+        number = context.counts.number_B(loop)[:, None]
+        loops = jnp.maximum(context.counts.loops_B, 1)[:, None]
+    return number / loops, jnp.broadcast_to(1 / loops, number.shape)
 
 
 def linear(config: ModelConfig, width: int, init: Any, *axes: str | None) -> nn.Dense:
@@ -82,12 +93,8 @@ class LoopTime(LoopVariant):
         self, inputs: LayerInputs, state: LoopState, context: LoopContext, loop: Array
     ) -> LayerInputs:
         """Adds c [B or 1, 1, D]."""
-        number, loops = jnp.reshape(loop, (1, 1)), jnp.asarray(context.loops)
-        if context.counts is not None:
-            number = context.counts.number_B(loop)[:, None]
-            loops = jnp.maximum(context.counts.loops_B, 1)[:, None]
-        time = features(number / loops).astype(self.config.dtype)
-        step = features(jnp.broadcast_to(1 / loops, number.shape)).astype(self.config.dtype)
+        start, size = times(context, loop)
+        time, step = (features(at).astype(self.config.dtype) for at in (start, size))
         of_time = self.time_out(nn.silu(self.time_in(time)))
         of_step = self.step_out(nn.silu(self.step_in(step)))
         return inputs.replace(extra={**inputs.extra, "time": of_time + of_step})
