@@ -168,6 +168,12 @@ MODELS = {
     "adaptive computation time": dict(
         model__plan="1x3", loop__gate="act", loop_loss__kind="act", loop_loss__beta=0.01
     ),
+    "tokens chosen by loops": dict(
+        model__plan="1x1,1x3", loop__routing="expert_choice", loop__selection_weight=0.1
+    ),
+    "tokens that choose loops": dict(
+        model__plan="1x1,1x3,1x1", loop__routing="token_choice", loop__balance_weight=0.2
+    ),
     "running targets, accumulation, rsqrt": dict(
         data__targets="running", train__grad_accumulation=2, optimizer__schedule="rsqrt"
     ),

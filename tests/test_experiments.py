@@ -26,7 +26,10 @@ PILE = (
     *("4x2", "4x3", "4x9", "4x12", "36x1", "48x1"),
 )
 # Published recipes of other papers, and their parameters in millions (docs/recipes.md).
-RECIPES = {"huginn": 3565, "ouro": 1435, "parcae": 145, "hyperloop": 136, "loopformer": 278}
+RECIPES = {
+    **{"huginn": 3565, "ouro": 1435, "parcae": 145, "hyperloop": 136, "loopformer": 278},
+    "mor": 165,
+}
 SPECS = [
     *(f"addition.py:{plan}" for plan in ADDITION),
     *(f"phop.py:{plan},{hops}" for plan in PHOP for hops in ("p16", "p32")),
@@ -42,7 +45,7 @@ SPECS = [
     "pile_mini.py",
     "quickstart.py",
     *(f"{name}.py{size}" for name in RECIPES for size in ("", ":small")),
-    *("ouro.py:gate", "ouro.py:gate_small"),
+    *("ouro.py:gate", "ouro.py:gate_small", "mor.py:token", "mor.py:token_small"),
 ]
 
 

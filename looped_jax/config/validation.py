@@ -73,10 +73,32 @@ def _check_loop(config: ConfigDict) -> None:
             f"config.loop.state={loop.state!r} forgets a segment's input; it needs a "
             "config.loop.injection, e.g. 'concat'"
         )
+    if loop.routing != "none":
+        _check_routing(config)
+    if loop.routed_tokens == "gathered" and loop.routing != "expert_choice":
+        raise UserError(
+            "config.loop.routed_tokens='gathered' needs loops that take a fixed number of tokens: "
+            f"config.loop.routing='expert_choice'; it is {loop.routing!r}"
+        )
     for option, plain in (("norms", "pre"), ("last_norm", "once")):
         if loop[option] != plain and config.model.norm == "none":
             raise UserError(
                 f"config.loop.{option}={loop[option]!r} is about norms; config.model.norm is 'none'"
+            )
+
+
+def _check_routing(config: ConfigDict) -> None:
+    """UserError for what does not go with tokens that are not in all loops."""
+    others = (
+        *(f"loop.{option}" for option in ("gate", "lanes", "last_norm", "state")),
+        *("loop_loss.kind", "counts.distribution", "counts.curriculum", "counts.gradient_loops"),
+    )
+    for name in others:
+        value = get_key(config, name)
+        if value != KEYS[name].default:
+            raise UserError(
+                f"config.{name}={value!r} is about tokens that are in all loops: not with "
+                f"config.loop.routing={config.loop.routing!r}"
             )
 
 

@@ -36,7 +36,8 @@ def row_sums(
     exit: ExitRule | None = None,
 ) -> dict[str, jax.Array]:
     """Sums over a batch: rows with an answer and rows right; cross-entropy, weight and bytes of
-    text, each as an array over ``documents``; with an exit, of weight by the loops taken, from 0.
+    text, each as an array over ``documents``; where tokens differ in their loops (an exit, or
+    config.loop.routing), of weight by the loops taken, from 0.
     """
     output = batch_forward(model, params, batch, loops=loops, exit=exit)
     xent_BT, likeliest_BT = token_scores(
@@ -116,8 +117,9 @@ class Evaluator:
         """Returns eval/<name>/loss (nats per token) and either eval/<name>/accuracy (exact match,
         0 to 1) or, for text, eval/<name>/perplexity with its 95% interval over documents,
         perplexity_low and perplexity_high, bits_per_byte, and the tokens and documents behind them,
-        then the same for every component, eval/<name>/<component>/loss and so on. With an exit also
-        eval/<name>/loops_used, the mean over tokens, and exit_<n>, the share that took n.
+        then the same for every component, eval/<name>/<component>/loss and so on. With an exit or
+        routing also eval/<name>/loops_used, the mean over tokens, and exit_<n>, the share that took
+        n.
 
         None if ``stop``, asked before every batch, says so.
         """

@@ -36,6 +36,9 @@ class ModelConfig:
     loop: tuple[tuple[str, str], ...] = ()  # Option of config.loop, variant; see models/loops/.
     beyond_trained: str = "last"
     lora_rank: int = 8
+    selection_weight: float = 1e-3
+    balance_weight: float = 0.1
+    routed_tokens: str = "masked"
     gradient_loops: int = 0  # Of a pass whose loop counts are data, those with gradients.
     dtype: Any = jnp.float32
     remat: str = "none"
@@ -86,7 +89,14 @@ class ModelConfig:
         fields = {**model.to_dict(), "max_length": max_length, "backend": backend}
         fields["gradient_loops"] = gradient_loops
         fields["plan"] = LoopPlan.parse(model.plan)
-        fields |= {name: loop.pop(name) for name in ("norms", "beyond_trained", "lora_rank")}
+        numbers = ("lora_rank", "selection_weight", "balance_weight")
+        others = ("norms", "beyond_trained", "routed_tokens")
+        fields |= {name: loop.pop(name) for name in (*numbers, *others)}
+        if fields["routed_tokens"] == "gathered" and length_shards > 1:
+            raise UserError(
+                "config.loop.routed_tokens='gathered' takes tokens from all of a row, which is "
+                f"split over config.mesh.sequence={length_shards} devices; 'masked' can be"
+            )
         plain = {option: KEYS[f"loop.{option}"].default for option in loop}
         fields["loop"] = tuple(sorted((k, name) for k, name in loop.items() if name != plain[k]))
         fields["vocab_size"] = model.vocab_size or 8 * -(-vocab_size // 8)

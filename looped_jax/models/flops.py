@@ -2,37 +2,41 @@
 
 Attention counts the whole T x T square, as is usual (Chowdhery et al. 2022, appendix B), though
 half of it is masked. Element-wise work is left out. A k⊗L model counts as kL layers, and what a
-kind of loop multiplies beside them.
+kind of loop multiplies beside them. Where tokens are not in all loops (config.loop.routing) the
+work that is done and dropped counts too, as it is done.
 """
 
 from looped_jax.models.config import ModelConfig
-from looped_jax.models.loops import VARIANTS
+from looped_jax.models.loops import chosen, places_in
 
 
-def _per_token(config: ModelConfig, length: int) -> tuple[float, float, float]:
+def _per_token(config: ModelConfig, length: int, train: bool) -> tuple[float, float, float]:
     """Of a forward pass, what the plan's loops take, what comes before or between them, and what
     reads them out: the layers behind the last of them, and the output projection."""
     d, f = config.d_model, config.d_ff
     queries, groups = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     projections = 2 * d * (queries + 2 * groups) + 2 * queries * d
-    attention = 2 * 2 * length * queries  # Scores, and the average of the values.
+    attention = 2 * 2 * queries  # Scores, and the average of the values, for each token seen.
     mlp = 2 * d * f * (3 if config.mlp == "swiglu" else 2)
-    in_loops, before, after = 0, 0, 0
-    variants = [VARIANTS[option][name] for option, name in config.loop]
+    in_loops, before, after = 0.0, 0.0, 0.0
+    variants = chosen(config).values()
     for segment in config.plan.segments:
-        once = segment.layers * (projections + attention + mlp)
         if segment.trained_loops == 1:
-            after += once
+            after += segment.layers * (projections + attention * length + mlp)
             continue
-        added = sum(v.loop_flops(config) + segment.layers * v.layer_flops(config) for v in variants)
-        in_loops += segment.loops * (once + added)
+        in_loops += segment.loops * sum(v.loop_flops(config) for v in variants)
+        in_layers = projections + mlp + sum(v.layer_flops(config) for v in variants)
+        for loop in range(segment.loops):
+            tokens = places_in(config, loop, segment.loops, length) if train else length
+            share = tokens / length
+            in_loops += share * segment.layers * (in_layers + attention * tokens)
         before, after = before + after + sum(v.pass_flops(config) for v in variants), 0
     return in_loops, before, after + 2 * d * config.vocab_size
 
 
 def forward_flops(config: ModelConfig, rows: int, length: int) -> float:
     """FLOPs of one forward pass over ``rows`` rows of ``length`` tokens."""
-    return rows * length * sum(_per_token(config, length))
+    return rows * length * sum(_per_token(config, length, train=False))
 
 
 def train_flops(
@@ -49,7 +53,7 @@ def train_flops(
     (training/loop_losses.py). Recomputation (`remat`) is not counted: model FLOPs, not hardware
     FLOPs.
     """
-    in_loops, before, after = _per_token(config, length)
+    in_loops, before, after = _per_token(config, length, train=True)
     passes: float = 3  # Over the plan's loops.
     if counts is not None:
         loops, with_gradient = counts

@@ -48,7 +48,9 @@ class Output(struct.PyTreeNode):
       or by ``logits`` whole. For inference it is [B, 1, D], of each row's last token.
     kernel_VD: the output projection, as it is stored: float32.
     segments: what was wanted of the loops of each segment, [L, …].
-    depth_BT: with an exit, the loops that each token took, int32; for inference [B, 1].
+    depth_BT: with an exit, or where tokens are not in all loops (config.loop.routing), the loops
+      that each token took in the only segment where that is so, int32; for inference [B, 1], and
+      with an exit only.
     """
 
     x_BTD: Array
@@ -87,6 +89,7 @@ class LoopedTransformer(nn.Module):
         wanted: Wanted = NOTHING,
         look: Callable[[Array], Any] | None = None,
         exit: ExitRule | None = None,
+        train: bool = False,
     ) -> Output:
         """One pass. `forward`, below, calls it with a tree of parameters.
 
@@ -104,6 +107,7 @@ class LoopedTransformer(nn.Module):
             Output.segments has as `looked`.
           exit: when a token stops looping (static, models/loops/exits.py); nothing is wanted then,
             and ``look`` gives what the rule asks for, as `forward` has it.
+          train: whether kinds of loops that have other rules for training go by these (static).
         """
         config = self.config
         if exit is not None:
@@ -140,13 +144,14 @@ class LoopedTransformer(nn.Module):
                 inputs = inference.given(inputs, index)
             rule = exit if segment.trained_loops > 1 else None
             x_BTD, output = LoopedSegment(config, segment, wanted, rule, name=name)(
-                x_BTD, inputs, loops_B, look
+                x_BTD, inputs, loops_B, look, train
             )
             outputs.append(output)
 
         if config.has_final_norm:
             x_BTD = norm(config, "final_norm")(x_BTD)
-        depth_BT = next((o.depth_BT for o in outputs if o.depth_BT is not None), None)
+        depths = [output.depth_BT for output in outputs if output.depth_BT is not None]
+        depth_BT = depths[0] if len(depths) == 1 else None
         if inference is not None:
             x_BTD = jnp.take_along_axis(x_BTD, inference.last_B[:, None, None], axis=1)
             if depth_BT is not None:

@@ -62,7 +62,11 @@ class Counts(struct.PyTreeNode):
 class LoopContext(struct.PyTreeNode):
     """What is the same in all loops of a segment: its input, what its layers are given, the number
     of loops, what variants compute once for all of them, arrays [B, …], loop counts if these are
-    data (then ``loops`` says nothing), and what looks at the stream at the end of every loop."""
+    data (then ``loops`` says nothing), and what looks at the stream at the end of every loop.
+
+    trained: the plan's number of loops, for which there are parameters.
+    train: whether the pass is one of training, for kinds of loops that have other rules there.
+    """
 
     x0_BTD: Array
     inputs: LayerInputs
@@ -70,17 +74,20 @@ class LoopContext(struct.PyTreeNode):
     extra: dict[str, Any] = struct.field(default_factory=dict)
     counts: Counts | None = None
     look: Callable[[Array], Any] | None = struct.field(pytree_node=False, default=None)
+    trained: int = struct.field(pytree_node=False, default=1)
+    train: bool = struct.field(pytree_node=False, default=False)
 
 
 class LoopOutput(struct.PyTreeNode):
     """What a loop leaves behind; of a whole segment [L, …]. None is what nobody asked for.
 
-    kept: the keys and values of its layers, [k, B, G, T, K] each.
+    kept: the keys and values of its layers, [k, B, G, T, K] each; `used` [B, T].
     x_BTD: the residual stream at its end.
-    emitted: by option of config.loop what a variant says of the loop (a gate's logit, say).
+    emitted: by option of config.loop what a variant says of the loop (a gate's logit, say), arrays
+      [B, …].
     looked: what LoopContext.look made of x_BTD, arrays [B, …].
-    depth_BT: of a whole segment only, where tokens leave by a rule (models/loops/exits.py): the
-      loops that each took, int32.
+    depth_BT: where tokens leave by a rule (models/loops/exits.py) or are not in all loops
+      (LoopVariant.active): the loops that each took, int32; of one loop 1 or 0.
     """
 
     kept: KeyValues | None = None
@@ -126,17 +133,39 @@ class LoopVariant(nn.Module):
         """What the layers of a loop are given: ``inputs``, with more in ``inputs.extra``."""
         return inputs
 
+    def active(self, state: LoopState) -> Array | None:
+        """Tokens that are in the loop, bool [B, T], once it was entered; None: all. They see each
+        other there, and nobody sees the others, also later out of a cache. What becomes of the
+        others `leave` says."""
+        return None
+
     def leave(self, state: LoopState, context: LoopContext, loop: Array) -> LoopState:
         """After the layers of a loop."""
         return state
 
     def emit(self, state: LoopState, loop: Array) -> Any:
-        """What LoopOutput.emitted has of a loop, an array [B, …]; None: nothing."""
+        """What LoopOutput.emitted has of a loop, arrays [B, …]; None: nothing."""
         return None
 
     def finish(self, state: LoopState, context: LoopContext) -> LoopState:
         """After the last loop."""
         return state
+
+    adds_loss: ClassVar[bool] = False
+
+    @classmethod
+    def row_loss(cls, config: ModelConfig, emitted: Any) -> tuple[Array, dict[str, Array]]:
+        """Of a variant with `adds_loss`: what it adds to what is minimised, of what it emitted
+        [L, B, …] when training, for each row, float32 [B], of which the mean over rows counts; and
+        what is reported, the same."""
+        raise NotImplementedError
+
+    @classmethod
+    def places(cls, loop: int, loops: int, length: int) -> int | None:
+        """How many tokens of a row of ``length`` are in a loop when training, if that is the same
+        for all rows and known before: then config.loop.routed_tokens may be `gathered`. None: it
+        is not."""
+        return None
 
     @classmethod
     def loop_flops(cls, config: ModelConfig) -> int:

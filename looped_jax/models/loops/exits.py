@@ -71,6 +71,8 @@ class ExitRule:
         if looped != 1:
             count = "no looped segment" if not looped else f"{looped} looped segments"
             raise UserError(f"exit={self}: plan {config.plan} has {count}; an exit needs one")
+        if "routing" in dict(config.loop):
+            raise UserError(f"exit={self}: with config.loop.routing tokens stop looping by that")
         gate = dict(config.loop).get("gate")
         if gate == "act":
             raise UserError(f"exit={self}: with config.loop.gate='act' tokens halt by that")

@@ -6,6 +6,7 @@ Whatever kind of loop it is, scans, rematerialisation, gathered weights and the 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.layers import Array, KeyValues, Layer, LayerInputs
 from looped_jax.models.loop_plan import Segment
-from looped_jax.models.loops import VARIANTS
+from looped_jax.models.loops import chosen, places_in
+from looped_jax.models.loops.active import among, gathered, put_back, seen_in
 from looped_jax.models.loops.base import (
     PER_LOOP,
     Counts,
@@ -111,9 +113,8 @@ class LoopedSegment(nn.Module):
     def setup(self) -> None:
         """Makes the stack of layers and, in a segment that is looped, the variants, each under its
         option's name."""
-        chosen = dict(self.config.loop) if self.segment.trained_loops > 1 else {}
-        self.options = tuple(option for option in VARIANTS if option in chosen)
-        variants = {option: VARIANTS[option][chosen[option]] for option in self.options}
+        variants = chosen(self.config) if self.segment.trained_loops > 1 else {}
+        self.options = tuple(variants)
         for option, variant in variants.items():
             setattr(self, option, variant(self.config))
         # Two kinds of layers would not know of each other.
@@ -140,16 +141,25 @@ class LoopedSegment(nn.Module):
         inputs: LayerInputs,
         loops_B: Array | None = None,
         look: Callable[[Array], Any] | None = None,
+        train: bool = False,
     ) -> tuple[Array, LoopOutput]:
         """The stream after all loops, and what was wanted of each, [L, …]. With ``loops_B``, loop
-        counts of the rows that are data, nothing is wanted. ``look``: see LoopContext; a segment
-        that is not looped has none."""
+        counts of the rows that are data, nothing is wanted. ``look``, ``train``: see LoopContext; a
+        segment that is not looped has none."""
         counts = None
         if self.segment.trained_loops == 1:
             look = None
         elif loops_B is not None:
             counts = Counts(loops_B, jnp.max(loops_B), self.config.gradient_loops)
-        context = LoopContext(x_BTD, inputs, self.segment.loops, counts=counts, look=look)
+        context = LoopContext(
+            x_BTD,
+            inputs,
+            self.segment.loops,
+            counts=counts,
+            look=look,
+            trained=self.segment.trained_loops,
+            train=train,
+        )
         for _, variant in self.variants():
             context = variant.prepare(context)
         state = self.start(context)
@@ -161,6 +171,8 @@ class LoopedSegment(nn.Module):
             state, output = gathered_once(self, state, context)
         else:
             state, output = self.all_loops(state, context)
+        if output.depth_BT is not None and self.exit is None:
+            output = output.replace(depth_BT=jnp.sum(output.depth_BT, axis=0))
         return self.finish(state, context), output
 
     def start(self, context: LoopContext) -> LoopState:
@@ -177,9 +189,10 @@ class LoopedSegment(nn.Module):
         return state.x_BTD
 
     def one_loop(
-        self, state: LoopState, loop: Array, context: LoopContext
+        self, state: LoopState, loop: Array, context: LoopContext, places: int | None = None
     ) -> tuple[LoopState, LoopOutput]:
-        """One pass through the k layers: the block f."""
+        """One pass through the k layers: the block f. With ``places``, the number of active tokens
+        of each row, only these go through the layers."""
         for _, variant in self.variants():
             state = variant.enter(state, context, loop)
         inputs = context.inputs
@@ -189,7 +202,17 @@ class LoopedSegment(nn.Module):
         slot, cache = loop, inputs.cache
         if cache is not None and len(cache.k) != self.segment.loops:
             slot = loop % len(cache.k)  # Loops share them; inference/policy.py.
-        x_BTD, kept = self.layers(state.x_BTD, numbers, slot, inputs)
+        active_BT, x_BTD = self.active(state), state.x_BTD
+        if active_BT is not None:
+            inputs = among(active_BT, inputs) if cache is None else seen_in(slot, inputs)
+        if places is None or active_BT is None:
+            x_BTD, kept = self.layers(x_BTD, numbers, slot, inputs)
+        else:
+            x_BPD, inputs = gathered(active_BT, places, x_BTD, inputs)
+            x_BPD, kept = self.layers(x_BPD, numbers, slot, inputs)
+            x_BTD = put_back(active_BT, x_BPD, x_BTD)
+        if kept is not None and active_BT is not None:
+            kept = kept.replace(used=active_BT)
         state = state.replace(x_BTD=x_BTD)
         for _, variant in reversed(self.variants()):
             state = variant.leave(state, context, loop)
@@ -198,12 +221,23 @@ class LoopedSegment(nn.Module):
             found = {option: variant.emit(state, loop) for option, variant in self.variants()}
             emitted = {option: value for option, value in found.items() if value is not None}
         looked = None if context.look is None else context.look(state.x_BTD)
-        return state, LoopOutput(kept, state.x_BTD if wanted.states else None, emitted, looked)
+        depth_BT = None
+        if active_BT is not None and not (context.train or wanted.kept):
+            depth_BT = active_BT.astype(jnp.int32)
+        left_BTD = state.x_BTD if wanted.states else None
+        return state, LoopOutput(kept, left_BTD, emitted, looked, depth_BT)
+
+    def active(self, state: LoopState) -> Array | None:
+        """The tokens that are in the loop which was entered, bool [B, T]; None: all."""
+        said = [variant.active(state) for _, variant in self.variants()]
+        return next((active_BT for active_BT in said if active_BT is not None), None)
 
     def all_loops(self, state: LoopState, context: LoopContext) -> tuple[LoopState, LoopOutput]:
         """L times one_loop, or as often as context.counts says."""
         if context.counts is not None:
             return self.counted(state, context, context.counts), LoopOutput()
+        if context.train and self.config.routed_tokens == "gathered":
+            return self.straight(state, context)
         _, unroll = unrolled_scans(self.config, self.segment)
         loops, trained = self.segment.loops, self.segment.trained_loops
         run = nn.scan(
@@ -225,6 +259,29 @@ class LoopedSegment(nn.Module):
                 ),
             )
         return run(self, state, jnp.arange(loops), context)
+
+    def straight(self, state: LoopState, context: LoopContext) -> tuple[LoopState, LoopOutput]:
+        """L times one_loop, laid out straight, each with its own number of tokens."""
+        config, segment, length = self.config, self.segment, state.x_BTD.shape[1]
+        run = LoopedSegment(config, segment, self.wanted, parent=None)
+        variables, outputs = dict(self.variables), []
+
+        def step(
+            loop: int, variables: Any, state: LoopState, context: LoopContext
+        ) -> tuple[LoopState, LoopOutput]:
+            own = jax.tree.map(lambda array_L: array_L[loop], variables.get(PER_LOOP, {}))
+            variables = {"params": variables["params"], PER_LOOP: own}
+            count = places_in(config, loop, segment.loops, length)
+            given = (state, jnp.int32(loop), context, None if count == length else count)
+            found: Any = run.apply(variables, *given, method="one_loop")
+            return found
+
+        for loop in range(segment.loops):
+            one: Any = functools.partial(step, loop)
+            one = jax.checkpoint(one) if config.remat == "loop" else one
+            state, output = one(variables, state, context)
+            outputs.append(output)
+        return state, jax.tree.map(lambda *of_loops: jnp.stack(of_loops), *outputs)
 
     def counted(self, state: LoopState, context: LoopContext, counts: Counts) -> LoopState:
         """one_loop as often as ``counts`` say."""

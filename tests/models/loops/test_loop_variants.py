@@ -44,11 +44,19 @@ ALONE = {
     for option, of in VARIANTS.items()
     for name in of
 }
-TOGETHER = {
-    f"together {i}": tuple((option, list(of)[i % len(of)]) for option, of in VARIANTS.items())
-    for i in range(max(map(len, VARIANTS.values())))
-}
-KINDS = {**ALONE, **TOGETHER}
+MOST = max(map(len, VARIANTS.values()))
+
+
+def together(options: Iterable[str], i: int) -> tuple[tuple[str, str], ...]:
+    return tuple((option, list(VARIANTS[option])[i % len(VARIANTS[option])]) for option in options)
+
+
+# With tokens that are not in all loops go some options only.
+IN_ALL_LOOPS = [option for option in VARIANTS if option != "routing"]
+TOGETHER = {f"together {i}": together(IN_ALL_LOOPS, i) for i in range(MOST)}
+ROUTED = {f"routed {i}": together(("routing", "injection", "per_loop"), i) for i in range(MOST)}
+KINDS = {**ALONE, **TOGETHER, **ROUTED}
+FIXED = "routing=token_choice"  # Has the plan's loops only.
 
 
 def in_turn(cases: Iterable[Any]) -> list[tuple[Any, str]]:
@@ -127,6 +135,7 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
         return (2 / 5) ** 0.5 * jax.random.truncated_normal(own, -3.0, 3.0, (config.d_model,))
 
     for index, segment in enumerate(config.plan.with_loops(loops).segments):
+        here = inputs
         own = params[f"segment_{index}"]
         stacked = own["layers"]["layer"]
         chosen = dict(config.loop) if segment.trained_loops > 1 else {}
@@ -138,9 +147,20 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
             x = 0 * x
         lanes = [x] * {"hyper": 2, "hyperloop": 4}.get(chosen.get("lanes", ""), 1)
         halted, mixed = jnp.zeros(x.shape[:2]), 0 * x  # Sums of halting probabilities, of shares.
+        active = jnp.ones(x.shape[:2], bool)
+        if chosen.get("routing") == "token_choice":
+            p_depths = jax.nn.softmax(x @ own["routing"]["weight"])
         for loop in range(segment.loops):
             before, lanes_before = x, lanes
             of_loop = jax.tree.map(functools.partial(row, loop), of_loops)
+            if chosen.get("routing") == "expert_choice":
+                p_chosen = jax.nn.sigmoid(x @ of_loop["routing"]["weight"])
+                active = active & (p_chosen > 0.5)
+            if chosen.get("routing") == "token_choice":
+                active = p_depths.argmax(-1) >= loop
+            if "routing" in chosen:
+                documents = jnp.where(active, rows["segment_ids"], -1)
+                here = LayerInputs(inputs.rotation, documents)
             if chosen.get("lanes") == "hyper":
                 part = of_loop["lanes"]
                 x = sum(share * lane for share, lane in zip(part["read"], lanes, strict=True))
@@ -168,12 +188,12 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
                 weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
                 if chosen.get("per_loop") == "time":
                     time = time_by_hand(own["per_loop"], loop, segment.loops)
-                    x = timed_layer_by_hand(plain, weights, x, inputs, time)
+                    x = timed_layer_by_hand(plain, weights, x, here, time)
                     continue
                 if chosen.get("per_loop") == "lora":
                     thin = jax.tree.map(lambda leaf, layer=layer: leaf[layer], of_loop["layers"])
                     weights = with_lora(weights, thin["layer"])
-                x, _ = Layer(plain).apply({"params": weights}, x, inputs)
+                x, _ = Layer(plain).apply({"params": weights}, x, here)
             if chosen.get("lanes") == "hyper":
                 part = of_loop["lanes"]
                 made = normed(x, own["lanes"]["norm"]["scale"])
@@ -200,6 +220,12 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
                 share = jnp.where(halted < 1, jnp.where(is_last, 1 - halted, p), 0.0)
                 mixed = mixed + share[..., None] * x
                 halted = jnp.where(is_last, 1.0, halted + share)
+            if chosen.get("routing") == "expert_choice":
+                x = jnp.where(active[..., None], before + 0.1 * p_chosen[..., None] * x, before)
+            if chosen.get("routing") == "token_choice":
+                out = x0 + p_depths.max(-1, keepdims=True) * x
+                ends = p_depths.argmax(-1, keepdims=True) == loop
+                x = jnp.where(ends, out, jnp.where(active[..., None], x, before))
         if chosen.get("gate") == "act":
             x = mixed
         if chosen.get("injection") == "decay":
@@ -227,7 +253,10 @@ def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "loops"), [(k, 5) for k in ALONE] + [(k, n) for n, k in in_turn((None, 2, None))]
+    ("kind", "loops"),
+    [(k, None if k == FIXED else 5) for k in ALONE]
+    + [(k, n) for n, k in in_turn((None, 2, None))]
+    + [("routed 0", 2), ("routed 1", None), ("routed 2", 5)],
 )
 def test_a_variant_equals_a_plain_for_at_any_loop_count(kind: str, loops: int | None) -> None:
     assert_close(
@@ -242,7 +271,11 @@ EXECUTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("how", "kind"), in_turn(EXECUTIONS), ids=str)
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [*in_turn(EXECUTIONS), *zip(EXECUTIONS[:3], ROUTED, strict=True)],
+    ids=str,
+)
 def test_execution_does_not_change_a_variant(how: dict[str, Any], kind: str) -> None:
     assert_close(value_and_grad(kind, **how), value_and_grad(kind, unroll="none"))
 
@@ -299,6 +332,11 @@ def test_loops_beyond_the_trained_ones_follow_the_rule() -> None:
 @pytest.mark.parametrize("kind", ALONE)
 def test_more_loops_are_refused_exactly_where_parameters_are_missing(kind: str) -> None:
     model = small_model("2x3", loop=KINDS[kind], beyond_trained="refuse")
+    if kind == FIXED:
+        for loops in (2, 4):
+            with pytest.raises(UserError, match=f"loops={loops}: .* choose among the 3 loops"):
+                check_loops(model, loops)
+        return
     check_loops(model, 2)
     if "per_loop" in init(model):
         with pytest.raises(UserError, match="loops=4: the model has parameters for 3 loops"):
@@ -325,7 +363,12 @@ def one_step(name: str, kind: str) -> tuple[Any, Any]:
         return jax.device_get(compute(params, batch))
 
 
-@pytest.mark.parametrize(("name", "kind"), in_turn(list(MESHES)[1:]))
+SPLIT = ["8 fsdp, gathered", "2 data, 2 fsdp, 2 tensor", "2 fsdp, 2 tensor, 2 sequence"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [*in_turn(list(MESHES)[1:]), *zip(SPLIT, ROUTED, strict=True)]
+)
 def test_loss_and_gradients_are_the_same_on_every_mesh(name: str, kind: str) -> None:
     # Gates of layers leave little to norm in a state of zeros: parameters that change in their last
     # bits move gradients by 1e-4.
@@ -334,7 +377,12 @@ def test_loss_and_gradients_are_the_same_on_every_mesh(name: str, kind: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("asked", "kind"), in_turn([(None, "last"), (1, "last"), (5, "mean")]), ids=str
+    ("asked", "kind"),
+    [
+        *in_turn([(None, "last"), (1, "last"), (5, "mean")]),
+        *(((1, "last"), "routed 0"), ((None, "last"), "routed 1"), ((5, "mean"), "routed 2")),
+    ],
+    ids=str,
 )
 def test_decoding_equals_the_full_pass(asked: tuple[int | None, str], kind: str) -> None:
     loops, beyond = asked
@@ -369,7 +417,9 @@ def test_every_variant_can_be_chosen_and_no_other() -> None:
     for option, variants in VARIANTS.items():
         known = KEYS[f"loop.{option}"]
         assert known.choices == (known.default, *variants)
-    assert set(VARIANTS) == set(default_config().loop) - {"beyond_trained", "lora_rank", "norms"}
+    others = {"beyond_trained", "lora_rank", "norms"}
+    others |= {"selection_weight", "balance_weight", "routed_tokens"}
+    assert set(VARIANTS) == set(default_config().loop) - others
 
 
 class Noisy(LoopVariant):
