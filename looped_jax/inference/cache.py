@@ -50,7 +50,7 @@ class Cache:
     pending: tuple[KeyValues, ...]
     prompt_B: jax.Array
     generated: jax.Array  # int32 [], tokens per row.
-    depth_B: jax.Array | None  # int32, with an exit: the loops that each row's last token took.
+    depth_B: jax.Array | None  # int32, as Output's: the loops that each row's last token took.
     prompt_width: int = struct.field(pytree_node=False)
 
     @property
@@ -158,9 +158,10 @@ def _next(
     """logits_BV of what follows, the loops that it took, and the keys and values of each segment
     that its cache keeps; ``read_all``: of tokens that went through all loops."""
     depth_B = None if output.depth_BT is None else output.depth_BT[:, 0]
+    all_ran = read_all or policy.exit is None
     kept = tuple(
         policy.cache.reduce(
-            segment.kept, None if read_all or segment.depth_BT is None else segment.depth_BT[:, 0]
+            segment.kept, None if all_ran or segment.depth_BT is None else segment.depth_BT[:, 0]
         )
         for segment in output.segments
         if segment.kept is not None

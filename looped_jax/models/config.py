@@ -97,6 +97,12 @@ class ModelConfig:
                 "config.loop.routed_tokens='gathered' takes tokens from all of a row, which is "
                 f"split over config.mesh.sequence={length_shards} devices; 'masked' can be"
             )
+        looped = len(fields["plan"].looped)
+        if loop["routing"] != "none" and looped > 1:
+            raise UserError(
+                f"config.loop.routing={loop['routing']!r} is about one looped segment; plan "
+                f"{fields['plan']} has {looped}"
+            )
         plain = {option: KEYS[f"loop.{option}"].default for option in loop}
         fields["loop"] = tuple(sorted((k, name) for k, name in loop.items() if name != plain[k]))
         fields["vocab_size"] = model.vocab_size or 8 * -(-vocab_size // 8)

@@ -48,9 +48,8 @@ class Output(struct.PyTreeNode):
       or by ``logits`` whole. For inference it is [B, 1, D], of each row's last token.
     kernel_VD: the output projection, as it is stored: float32.
     segments: what was wanted of the loops of each segment, [L, …].
-    depth_BT: with an exit, or where tokens are not in all loops (config.loop.routing), the loops
-      that each token took in the only segment where that is so, int32; for inference [B, 1], and
-      with an exit only.
+    depth_BT: with an exit, or where tokens are not in all loops (config.loop.routing, not when
+      training), the loops that each token took, int32; for inference [B, 1].
     """
 
     x_BTD: Array
@@ -150,8 +149,7 @@ class LoopedTransformer(nn.Module):
 
         if config.has_final_norm:
             x_BTD = norm(config, "final_norm")(x_BTD)
-        depths = [output.depth_BT for output in outputs if output.depth_BT is not None]
-        depth_BT = depths[0] if len(depths) == 1 else None
+        depth_BT = next((o.depth_BT for o in outputs if o.depth_BT is not None), None)
         if inference is not None:
             x_BTD = jnp.take_along_axis(x_BTD, inference.last_B[:, None, None], axis=1)
             if depth_BT is not None:

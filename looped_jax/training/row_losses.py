@@ -12,8 +12,9 @@ from looped_jax.models.loops.base import LoopOutput
 
 
 def adding(config: ModelConfig) -> list[str]:
-    """The options of config.loop whose variants add a loss."""
-    return [option for option, variant in chosen(config).items() if variant.adds_loss]
+    """The options of config.loop whose variants add a loss: of the plan's one looped segment."""
+    variants = chosen(config) if config.plan.looped else {}
+    return [option for option, variant in variants.items() if variant.adds_loss]
 
 
 def with_row_losses(
@@ -25,15 +26,12 @@ def with_row_losses(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Of sums over a batch, with a row counting as ``row_weight`` tokens: what is minimised, with
     what variants add, and what is reported: `loss`, and where they add, `objective` and
-    `<option>/…` (of several looped segments, `<option>/segment_<i>/…`)."""
+    `<option>/…`."""
     reported = {"loss": loss}
     for option in adding(config):
-        variant, several = chosen(config)[option], len(config.plan.looped) > 1
-        for index in config.plan.looped:
-            added_B, said = variant.row_loss(config, segments[index].emitted[option])
-            minimised = minimised + row_weight * jnp.sum(added_B)
-            where = f"{option}/segment_{index}" if several else option
-            for name, of_B in said.items():
-                reported[f"{where}/{name}"] = row_weight * jnp.sum(of_B)
-        reported["objective"] = minimised
+        (index,) = config.plan.looped
+        added_B, said = chosen(config)[option].row_loss(config, segments[index].emitted[option])
+        minimised = minimised + row_weight * jnp.sum(added_B)
+        means = {f"{option}/{name}": row_weight * jnp.sum(of_B) for name, of_B in said.items()}
+        reported |= {**means, "objective": minimised}
     return minimised, reported

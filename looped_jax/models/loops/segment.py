@@ -222,7 +222,7 @@ class LoopedSegment(nn.Module):
             emitted = {option: value for option, value in found.items() if value is not None}
         looked = None if context.look is None else context.look(state.x_BTD)
         depth_BT = None
-        if active_BT is not None and not (context.train or wanted.kept):
+        if active_BT is not None and not context.train:
             depth_BT = active_BT.astype(jnp.int32)
         left_BTD = state.x_BTD if wanted.states else None
         return state, LoopOutput(kept, left_BTD, emitted, looked, depth_BT)
