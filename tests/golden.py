@@ -194,6 +194,12 @@ MODELS = {
         loop_loss__kind="shortcut",
         loop_loss__weights=(0.2, 0.5),
     ),
+    "tokens chosen by loops": dict(
+        model__plan="1x1,1x3", loop__routing="expert_choice", loop__selection_weight=0.1
+    ),
+    "tokens that choose loops": dict(
+        model__plan="1x1,1x3,1x1", loop__routing="token_choice", loop__balance_weight=0.2
+    ),
     "running targets, accumulation, rsqrt": dict(
         data__targets="running", train__grad_accumulation=2, optimizer__schedule="rsqrt"
     ),

@@ -34,6 +34,7 @@ RECIPES = {
     "loopformer": 278,
     "hrm_text": 1183,
     "dory": 3975,
+    "mor": 165,
 }
 SPECS = [
     *(f"addition.py:{plan}" for plan in ADDITION),
@@ -51,7 +52,7 @@ SPECS = [
     "group.py",
     "quickstart.py",
     *(f"{name}.py{size}" for name in RECIPES for size in ("", ":small")),
-    *("ouro.py:gate", "ouro.py:gate_small"),
+    *("ouro.py:gate", "ouro.py:gate_small", "mor.py:token", "mor.py:token_small"),
 ]
 
 

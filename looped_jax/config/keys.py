@@ -236,6 +236,25 @@ class Loop:
         "of all layers: before a block; branch: and on what it adds; stream: and on the sum",
         choices=("pre", "branch", "stream"),
     )
+    routing: str = key(
+        "none",
+        "which loops a token is in (Mixture-of-Recursions): every loop chooses its tokens, or "
+        "every token its loops",
+        choices=("none", "expert_choice", "token_choice"),
+    )
+    selection_weight: float = key(
+        1e-3, "expert_choice: of the loss by which routers learn whom they choose", range=ANY
+    )
+    balance_weight: float = key(
+        0.1, "token_choice: of the loss by which depths become equally likely", range=ANY
+    )
+    routed_tokens: str = key(
+        "masked",
+        "when training, tokens that are not in a loop: masked, their work is done and dropped; "
+        "gathered, those in it are brought together and theirs alone is done (expert_choice)",
+        choices=("masked", "gathered"),
+        operational=True,
+    )
     beyond_trained: str = key(
         "last",
         "parameters of loops beyond the trained ones: the last one's, the mean of all, or an error",

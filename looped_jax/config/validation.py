@@ -76,6 +76,13 @@ def _check_loop(config: ConfigDict) -> None:
             "config.loop.injection, e.g. 'concat'"
         )
     _check_nest(config)
+    if loop.routing != "none":
+        _check_routing(config)
+    if loop.routed_tokens == "gathered" and loop.routing != "expert_choice":
+        raise UserError(
+            "config.loop.routed_tokens='gathered' needs loops that take a fixed number of tokens: "
+            f"config.loop.routing='expert_choice'; it is {loop.routing!r}"
+        )
     for option, plain in (("norms", "pre"), ("last_norm", "once"), ("nest", "none")):
         if loop[option] != plain and config.model.norm == "none":
             raise UserError(
@@ -124,6 +131,21 @@ def _check_ngpt(config: ConfigDict) -> None:
         if (found := get_key(config, key)) != part:
             raise UserError(
                 f"config.model.layer='ngpt' needs config.{key}={part!r}; it is {found!r}"
+            )
+
+
+def _check_routing(config: ConfigDict) -> None:
+    """UserError for what does not go with tokens that are not in all loops."""
+    others = (
+        *(f"loop.{option}" for option in ("gate", "lanes", "last_norm", "nest", "state")),
+        *("loop_loss.kind", "counts.distribution", "counts.curriculum", "counts.gradient_loops"),
+    )
+    for name in others:
+        value = get_key(config, name)
+        if value != KEYS[name].default:
+            raise UserError(
+                f"config.{name}={value!r} is about tokens that are in all loops: not with "
+                f"config.loop.routing={config.loop.routing!r}"
             )
 
 

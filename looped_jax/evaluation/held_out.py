@@ -39,8 +39,9 @@ def row_sums(
     watch: bool = False,
 ) -> dict[str, Any]:
     """Sums over a batch: rows with an answer and rows right; cross-entropy, weight and bytes of
-    text, each as an array over ``documents``; with an exit, of weight by the loops taken, from 0;
-    with ``watch``, of what loops do, see evaluation/loop_watch.py.
+    text, each as an array over ``documents``; where tokens differ in their loops (an exit, or
+    config.loop.routing), of weight by the loops taken, from 0; with ``watch``, of what loops do,
+    see evaluation/loop_watch.py.
     """
     wanted = loop_watch.wanted(model.config) if watch else NOTHING
     output = batch_forward(model, params, batch, loops=loops, exit=exit, wanted=wanted)
@@ -127,9 +128,9 @@ class Evaluator:
         """Returns eval/<name>/loss (nats per token) and either eval/<name>/accuracy (exact match,
         0 to 1) or, for text, eval/<name>/perplexity with its 95% interval over documents,
         perplexity_low and perplexity_high, bits_per_byte, and the tokens and documents behind them,
-        then the same for every component, eval/<name>/<component>/loss and so on. With an exit also
-        eval/<name>/loops_used, the mean over tokens, and exit_<n>, the share that took n. Watched,
-        eval/<name>/loop_<t>/… of every loop.
+        then the same for every component, eval/<name>/<component>/loss and so on. With an exit or
+        routing also eval/<name>/loops_used, the mean over tokens, and exit_<n>, the share that took
+        n. Watched, eval/<name>/loop_<t>/… of every loop.
 
         None if ``stop``, asked before every batch, says so.
         """

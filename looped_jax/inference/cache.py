@@ -3,8 +3,11 @@
 A token passes D = sum of k L layers, and in each it leaves a key and a value: the same layer in
 another loop has others. So the cache has D entries per token, though the model has only the
 parameters of k layers; unless loops share entries (inference/policy.py): then a segment has k C.
+Tokens that are not in all loops (config.loop.routing) have entries for all; which are seen is
+marked.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,8 +20,19 @@ from looped_jax.models.config import ModelConfig
 from looped_jax.models.layers import KeyValues
 from looped_jax.models.transformer import Inference, LoopedTransformer, Output, forward, logits
 
-# Logical axes of a segment's cache [C, k, B, G, S, K].
+# Logical axes of a segment's cache [C, k, B, G, S, K], and of its marks [L, B, S].
 _AXES = (None, "layers", "batch", "activation_heads", "cache", "head_dim")
+_MARKS = (None, "batch", "cache")
+
+
+def _by_place(change: Callable[..., jax.Array], *caches: KeyValues) -> KeyValues:
+    """``change`` (logical axes, arrays) of keys, of values, and of marks where there are any."""
+    first, *_ = caches
+    used = None
+    if first.used is not None:
+        used = change(_MARKS, *(cache.used for cache in caches))
+    of_keys = change(_AXES, *(cache.k for cache in caches))
+    return KeyValues(of_keys, change(_AXES, *(cache.v for cache in caches)), used)
 
 
 @struct.dataclass
@@ -36,7 +50,7 @@ class Cache:
     pending: tuple[KeyValues, ...]
     prompt_B: jax.Array
     generated: jax.Array  # int32 [], tokens per row.
-    depth_B: jax.Array | None  # int32, with an exit: the loops that each row's last token took.
+    depth_B: jax.Array | None  # int32, as Output's: the loops that each row's last token took.
     prompt_width: int = struct.field(pytree_node=False)
 
     @property
@@ -53,11 +67,15 @@ def cache_bytes(
     policy: Policy = EXACT,
 ) -> int:
     """Memory of a cache: D x 2 x rows x capacity x G x K values of the compute type, D the layers,
-    each as often as loops have entries of their own."""
+    each as often as loops have entries of their own; and with config.loop.routing a byte for each
+    loop and place."""
     segments = config.plan.with_loops(loops).segments
     entries = sum(segment.layers * policy.cache.slots(segment.loops) for segment in segments)
     numbers = entries * 2 * rows * capacity * config.num_kv_heads * config.head_dim
-    return numbers * jnp.dtype(config.dtype).itemsize
+    marks = 0
+    if "routing" in dict(config.loop):
+        marks = sum(s.loops for s in segments if s.trained_loops > 1) * rows * capacity
+    return numbers * jnp.dtype(config.dtype).itemsize + marks
 
 
 def prefill(
@@ -84,12 +102,15 @@ def prefill(
     logits_BV, depth_B, kept = _next(model, output, policy, read_all=True)
     width = tokens_BT.shape[1]
 
-    def grow(array: jax.Array) -> jax.Array:
-        grown = jnp.pad(array, ((0, 0),) * 4 + ((0, capacity - width), (0, 0)))
-        return nn.with_logical_constraint(grown, _AXES)
+    def grow(axes: Any, array: jax.Array) -> jax.Array:
+        more = [(0, capacity - width if axis == "cache" else 0) for axis in axes]
+        return nn.with_logical_constraint(jnp.pad(array, more), axes)
 
-    segments = jax.tree.map(grow, kept)
-    nothing = jax.tree.map(lambda array: jnp.zeros_like(array[..., :1, :]), kept)
+    def none(axes: Any, array: jax.Array) -> jax.Array:
+        return jnp.zeros_like(jax.lax.slice_in_dim(array, 0, 1, axis=axes.index("cache")))
+
+    segments = tuple(_by_place(grow, own) for own in kept)
+    nothing = tuple(_by_place(none, own) for own in kept)
     count = jnp.zeros((), jnp.int32)
     return logits_BV, Cache(segments, nothing, length_B, count, depth_B, width)
 
@@ -109,10 +130,11 @@ def decode(
     # The first place behind the prompts takes what is pending after them: nothing.
     last = jnp.minimum(cache.prompt_width + cache.generated, cache.capacity - 1)
 
-    def write(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, new, last, axis=4)
+    def write(axes: Any, old: jax.Array, new: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, new, last, axis=axes.index("cache"))
 
-    segments = jax.tree.map(write, cache.segments, cache.pending)
+    both = zip(cache.segments, cache.pending, strict=True)
+    segments = tuple(_by_place(write, *pair) for pair in both)
     place_S = jnp.arange(cache.capacity)
     own_S = (place_S > cache.prompt_width) & (place_S <= last)
     seen_BS = (place_S < cache.prompt_B[:, None]) | own_S
@@ -136,9 +158,10 @@ def _next(
     """logits_BV of what follows, the loops that it took, and the keys and values of each segment
     that its cache keeps; ``read_all``: of tokens that went through all loops."""
     depth_B = None if output.depth_BT is None else output.depth_BT[:, 0]
+    all_ran = read_all or policy.exit is None
     kept = tuple(
         policy.cache.reduce(
-            segment.kept, None if read_all or segment.depth_BT is None else segment.depth_BT[:, 0]
+            segment.kept, None if all_ran or segment.depth_BT is None else segment.depth_BT[:, 0]
         )
         for segment in output.segments
         if segment.kept is not None

@@ -58,7 +58,8 @@ class CachePolicy:
         return min(self.ring, loops) if self.name == "ring" else 1
 
     def check(self, config: ModelConfig, loops: int | None) -> None:
-        """UserError if the model has no loops to share a cache, or fewer than a ring has slots."""
+        """UserError if the model has no loops to share a cache, or fewer than a ring has slots, or
+        tokens that are not in all loops."""
         counts = [s.loops for s in config.plan.with_loops(loops).segments if s.trained_loops > 1]
         if self.name != "per_loop" and not counts:
             raise UserError(f"cache={self}: plan {config.plan} has no looped segment")
@@ -68,6 +69,11 @@ class CachePolicy:
             raise UserError(
                 f"cache={self}: loops of config.loop.nest cannot share keys and values within a "
                 f"cycle of {cycle}; per_loop, or ring:C with C a multiple of it"
+            )
+        if self.name != "per_loop" and "routing" in dict(config.loop):
+            raise UserError(
+                f"cache={self}: with config.loop.routing a loop sees only the tokens that were in "
+                "it, so each has a cache of its own (cache=per_loop)"
             )
         if self.ring > max(counts, default=self.ring):
             raise UserError(f"cache={self} has more slots than the {max(counts)} loops")

@@ -26,8 +26,8 @@ def decode_chunk(
     first_step: jax.Array,
     key_B: jax.Array,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array, Cache]:
-    """Up to ``chunk`` tokens per row, out_BC; less where all rows are done before. With an exit,
-    the loops that each took, depth_BC."""
+    """Up to ``chunk`` tokens per row, out_BC; less where all rows are done before. Where they
+    differ in them, the loops that each took, depth_BC."""
 
     def going_on(carry: Any) -> jax.Array:
         i, _, _, done_B, *_ = carry
@@ -46,7 +46,7 @@ def decode_chunk(
         return i + 1, logits_BV, cache, done_B, out_BC, depth_BC
 
     out_BC = jnp.full((len(done_B), chunk), PAD, jnp.int32)
-    depth_BC = None if policy.exit is None else jnp.zeros_like(out_BC)
+    depth_BC = None if cache.depth_B is None else jnp.zeros_like(out_BC)
     start = (0, logits_BV, cache, jnp.asarray(done_B), out_BC, depth_BC)
     end = jax.lax.while_loop(going_on, one_more, start)
     _, logits_BV, cache, _, out_BC, depth_BC = end
@@ -61,8 +61,8 @@ def scored_tokens(
     tokens_BT: Any,
     targets_BT: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """log p of each target, whether it is the likeliest token and, with an exit, the loops taken to
-    predict it."""
+    """log p of each target, whether it is the likeliest token and, where they differ, the loops
+    taken to predict it."""
     batch = {"tokens": tokens_BT, "segment_ids": None, "positions": None}
     output = batch_forward(model, params, batch, loops=loops, exit=policy.exit)
     xent_BT, likeliest_BT = token_scores(model.config, output.x_BTD, output.kernel_VD, targets_BT)

@@ -41,6 +41,9 @@ class ModelConfig:
     lora_rank: int = 8
     low_loops: int = 3
     low_gradient_loops: tuple[int, ...] = ()
+    selection_weight: float = 1e-3
+    balance_weight: float = 0.1
+    routed_tokens: str = "masked"
     gradient_loops: int = 0  # Of a pass whose loop counts are data, those with gradients.
     dtype: Any = jnp.float32
     remat: str = "none"
@@ -90,8 +93,20 @@ class ModelConfig:
         fields = {**model.to_dict(), "max_length": max_length, "backend": backend}
         fields["gradient_loops"] = gradient_loops
         fields["plan"] = LoopPlan.parse(model.plan)
-        numbers = ("norms", "beyond_trained", "lora_rank", "low_loops", "low_gradient_loops")
-        fields |= {name: loop.pop(name) for name in numbers}
+        numbers = ("lora_rank", "low_loops", "selection_weight", "balance_weight")
+        others = ("norms", "beyond_trained", "low_gradient_loops", "routed_tokens")
+        fields |= {name: loop.pop(name) for name in (*numbers, *others)}
+        if fields["routed_tokens"] == "gathered" and length_shards > 1:
+            raise UserError(
+                "config.loop.routed_tokens='gathered' takes tokens from all of a row, which is "
+                f"split over config.mesh.sequence={length_shards} devices; 'masked' can be"
+            )
+        looped = len(fields["plan"].looped)
+        if loop["routing"] != "none" and looped > 1:
+            raise UserError(
+                f"config.loop.routing={loop['routing']!r} is about one looped segment; plan "
+                f"{fields['plan']} has {looped}"
+            )
         plain = {option: KEYS[f"loop.{option}"].default for option in loop}
         fields["loop"] = tuple(sorted((k, name) for k, name in loop.items() if name != plain[k]))
         fields["vocab_size"] = model.vocab_size or 8 * -(-vocab_size // 8)

@@ -24,10 +24,12 @@ Rotation = tuple[Array, Array] | None
 
 class KeyValues(struct.PyTreeNode):
     """Keys (rotated) and values of tokens: in one layer k_BGSK and v_BGSK; with the axes of the
-    scans in front, [L, k, B, G, S, K], in a segment."""
+    scans in front, [L, k, B, G, S, K], in a segment. ``used``: where not all tokens are in all
+    loops (LoopVariant.active), bool [L, B, S] of a segment, those that are."""
 
     k: Array
     v: Array
+    used: Array | None = None
 
 
 class LayerInputs(struct.PyTreeNode):
@@ -36,7 +38,8 @@ class LayerInputs(struct.PyTreeNode):
     When decoding: ``cache`` is the whole segment's, [L, k, B, G, S, K], from which a layer takes
     its own part at once (a scan over it would copy each loop's part first, then each layer's);
     ``seen_BS`` tells the places in use. ``extra``: what a kind of loop tells its layers of the
-    loop (LoopVariant.layer_inputs), arrays that are broadcast to [B, T, …].
+    loop (LoopVariant.layer_inputs), arrays that are broadcast to [B, T, …]. ``kernel``: that of
+    attention, where the model's is not for so many tokens.
     """
 
     rotation: Rotation
@@ -45,6 +48,7 @@ class LayerInputs(struct.PyTreeNode):
     cache: KeyValues | None = None
     seen_BS: Array | None = None
     extra: dict[str, Any] = struct.field(default_factory=dict)
+    kernel: str | None = struct.field(pytree_node=False, default=None)
 
 
 def unit(x: Array, eps: float, axis: int | tuple[int, ...] = -1) -> Array:
@@ -148,7 +152,7 @@ class Attention(nn.Module):
         v_BTGK = placed(config, v_BTGK, "value")
         if inputs.cache is None:
             # No TPU kernel takes the two tokens of initialisation.
-            kernel = "xla" if self.is_initializing() else config.attention
+            kernel = "xla" if self.is_initializing() else inputs.kernel or config.attention
             out_BTHK = attention(kernel, q_BTHK, k_BTGK, v_BTGK, inputs.segment_ids_BT)
             out_BTHK = placed(config, out_BTHK, "attended")
         else:

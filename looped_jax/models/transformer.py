@@ -50,7 +50,8 @@ class Output(struct.PyTreeNode):
     kernel_VD: the output projection, float32: as it is stored, or with the scale of each token's
       logit in it (models/ngpt.py).
     segments: what was wanted of the loops of each segment, [L, …].
-    depth_BT: with an exit, the loops that each token took, int32; for inference [B, 1].
+    depth_BT: with an exit, or where tokens are not in all loops (config.loop.routing, not when
+      training), the loops that each token took, int32; for inference [B, 1].
     """
 
     x_BTD: Array
@@ -90,6 +91,7 @@ class LoopedTransformer(nn.Module):
         look: Callable[[Array], Any] | None = None,
         exit: ExitRule | None = None,
         route_BS: Array | None = None,
+        train: bool = False,
     ) -> Output:
         """One pass. `forward`, below, calls it with a tree of parameters.
 
@@ -109,6 +111,7 @@ class LoopedTransformer(nn.Module):
             and ``look`` gives what the rule asks for, as `forward` has it.
           route_BS: float32, sizes of the steps in place of the loops, as data, 0 behind the last;
             all rows have as many (models/loops/routes.py).
+          train: whether kinds of loops that have other rules for training go by these (static).
         """
         config = self.config
         if exit is not None:
@@ -145,7 +148,7 @@ class LoopedTransformer(nn.Module):
                 inputs = inference.given(inputs, index)
             rule = exit if segment.trained_loops > 1 else None
             x_BTD, output = LoopedSegment(config, segment, wanted, rule, name=name)(
-                x_BTD, inputs, loops_B, look, route_BS
+                x_BTD, inputs, loops_B, look, route_BS, train
             )
             outputs.append(output)
 

@@ -1,7 +1,8 @@
 """One optimizer step: loss, exact gradient accumulation, update.
 
 The loss is the cross-entropy in float32, averaged over all weighted tokens of the batch,
-however it is divided over devices and accumulation parts.
+however it is divided over devices and accumulation parts. What kinds of loops add to it
+(training/row_losses.py) is averaged over rows.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from looped_jax.training.loop_counts import LoopCounts
 from looped_jax.training.loop_losses import LoopLosses
 from looped_jax.training.parameter_groups import held
 from looped_jax.training.regularizer import CosineRegularizer
+from looped_jax.training.row_losses import adding, with_row_losses
 from looped_jax.training.shortcut import short_route, short_sums
 from looped_jax.training.state import TrainState
 
@@ -40,12 +42,14 @@ def loss_sum(
     z_loss: float,
     key: jax.Array | None = None,
     losses: LoopLosses | None = None,
+    row_weight: Any = 1.0,
 ) -> tuple[jax.Array, Metrics]:
     """Sums over weighted tokens: what is minimised, cross-entropy + z_loss * log(Z)^2 unless
-    ``losses`` says otherwise, and what is reported, `loss` being the cross-entropy."""
+    ``losses`` says otherwise, and what is reported, `loss` being the cross-entropy. A row counts as
+    ``row_weight`` such tokens, where something is averaged over rows."""
     config, targets_BT, weights_BT = model.config, batch["targets"], batch["loss_weights"]
-    asked: dict[str, Any] = {}
-    if losses is not None and not losses.has_short_route:
+    asked: dict[str, Any] = {"train": True}
+    if adding(config) or (losses is not None and not losses.has_short_route):
         asked["wanted"] = Wanted(emitted=True)
     if losses is not None and losses.looks:
         kernel_VD = output_kernel(model, params)
@@ -57,7 +61,7 @@ def loss_sum(
         return losses.of_every_loop(output.segments[losses.segment], weights_BT)
     found = loss_sums(config, output.x_BTD, output.kernel_VD, targets_BT, weights_BT, z_loss)
     if losses is None:
-        return found[0], {"loss": found[1]}
+        return with_row_losses(config, *found, output.segments, row_weight)
     if losses.has_short_route:
         short = short_sums(model, params, batch, output.x_BTD, key)
         return losses.with_short_route(found[0], *short)
@@ -93,10 +97,11 @@ def loss_and_grads(
     whose gradient is not computed; it is 0.
     """
     total = jnp.maximum(jnp.sum(batch["loss_weights"]), 1.0)
+    row_weight = total / len(batch["tokens"])
 
     def part_loss(params: Any, part: Batch, number: Any = 0) -> tuple[jax.Array, Metrics]:
         own = None if key is None else jax.random.fold_in(key, number)
-        loss, sums = loss_sum(model, held(params, frozen), part, z_loss, own, losses)
+        loss, sums = loss_sum(model, held(params, frozen), part, z_loss, own, losses, row_weight)
         return loss / total, {name: value / total for name, value in sums.items()}
 
     metrics_and_grad = jax.grad(part_loss, has_aux=True)

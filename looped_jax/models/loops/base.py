@@ -92,8 +92,13 @@ class Route(struct.PyTreeNode):
 class LoopContext(struct.PyTreeNode):
     """What is the same in all loops of a segment: its input, what its layers are given, the number
     of loops, what variants compute once for all of them, arrays [B, …], loop counts or a route if
-    these are data (then ``loops`` says nothing), what looks at the stream at the end of every loop,
-    and the kind of the Run that a loop belongs to."""
+    these are data (then ``loops`` says nothing), and what looks at the stream at the end of every
+    loop.
+
+    kind: of the Run that a loop belongs to.
+    trained: the plan's number of loops, for which there are parameters.
+    train: whether the pass is one of training, for kinds of loops that have other rules there.
+    """
 
     x0_BTD: Array
     inputs: LayerInputs
@@ -103,18 +108,21 @@ class LoopContext(struct.PyTreeNode):
     route: Route | None = None
     look: Callable[[Array], Any] | None = struct.field(pytree_node=False, default=None)
     kind: int = struct.field(pytree_node=False, default=0)
+    trained: int = struct.field(pytree_node=False, default=1)
+    train: bool = struct.field(pytree_node=False, default=False)
 
 
 class LoopOutput(struct.PyTreeNode):
     """What a loop leaves behind; of a whole segment [L, …]. None is what nobody asked for.
 
-    kept: the keys and values of its layers, [k, B, G, T, K] each.
+    kept: the keys and values of its layers, [k, B, G, T, K] each; `used` [B, T].
     x_BTD: the residual stream at its end.
-    emitted: by option of config.loop what a variant says of the loop (a gate's logit, say).
+    emitted: by option of config.loop what a variant says of the loop (a gate's logit, say), arrays
+      [B, …].
     looked: what LoopContext.look made of x_BTD, arrays [B, …].
     watched: the numbers of models/loops/watched.py, sums over the tokens of a row, [B] each.
-    depth_BT: of a whole segment only, where tokens leave by a rule (models/loops/exits.py): the
-      loops that each took, int32.
+    depth_BT: where tokens leave by a rule (models/loops/exits.py) or are not in all loops
+      (LoopVariant.active): the loops that each took, int32; of one loop 1 or 0.
     """
 
     kept: KeyValues | None = None
@@ -170,6 +178,12 @@ class LoopVariant(nn.Module):
         """What the layers of a loop are given: ``inputs``, with more in ``inputs.extra``."""
         return inputs
 
+    def active(self, state: LoopState) -> Array | None:
+        """Tokens that are in the loop, bool [B, T], once it was entered; None: all. They see each
+        other there, and nobody sees the others, also later out of a cache. What becomes of the
+        others `leave` says."""
+        return None
+
     def leave(self, state: LoopState, context: LoopContext, loop: Array) -> LoopState:
         """After the layers of a loop."""
         return state
@@ -180,7 +194,7 @@ class LoopVariant(nn.Module):
         return after
 
     def emit(self, state: LoopState, loop: Array) -> Any:
-        """What LoopOutput.emitted has of a loop, an array [B, …]; None: nothing."""
+        """What LoopOutput.emitted has of a loop, arrays [B, …]; None: nothing."""
         return None
 
     def finish(self, state: LoopState, context: LoopContext) -> LoopState:
@@ -191,6 +205,22 @@ class LoopVariant(nn.Module):
         """What is worth watching of the parameters that all loops share, while they are trained: []
         each, by a name that says what it is."""
         return {}
+
+    adds_loss: ClassVar[bool] = False
+
+    @classmethod
+    def row_loss(cls, config: ModelConfig, emitted: Any) -> tuple[Array, dict[str, Array]]:
+        """Of a variant with `adds_loss`: what it adds to what is minimised, of what it emitted
+        [L, B, …] when training, for each row, float32 [B], of which the mean over rows counts; and
+        what is reported, the same."""
+        raise NotImplementedError
+
+    @classmethod
+    def places(cls, loop: int, loops: int, length: int) -> int | None:
+        """How many tokens of a row of ``length`` are in a loop when training, if that is the same
+        for all rows and known before: then config.loop.routed_tokens may be `gathered`. None: it
+        is not."""
+        return None
 
     @classmethod
     def loop_flops(cls, config: ModelConfig) -> int:

@@ -73,6 +73,8 @@ class ExitRule:
             raise UserError(f"exit={self}: plan {config.plan} has {count}; an exit needs one")
         if "nest" in dict(config.loop):
             raise UserError(f"exit={self}: with config.loop.nest most loops end a state not read")
+        if "routing" in dict(config.loop):
+            raise UserError(f"exit={self}: with config.loop.routing tokens stop looping by that")
         gate = dict(config.loop).get("gate")
         if gate == "act":
             raise UserError(f"exit={self}: with config.loop.gate='act' tokens halt by that")

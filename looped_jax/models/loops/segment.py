@@ -6,6 +6,7 @@ Whatever kind of loop it is, scans, rematerialisation, gathered weights and the 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,8 @@ from looped_jax.models.config import ModelConfig
 from looped_jax.models.layer_kinds import layer_class
 from looped_jax.models.layers import Array, KeyValues, Layer, LayerInputs
 from looped_jax.models.loop_plan import Segment
-from looped_jax.models.loops import VARIANTS, runs_of
+from looped_jax.models.loops import chosen, places_in, runs_of
+from looped_jax.models.loops.active import among, gathered, put_back, seen_in
 from looped_jax.models.loops.base import (
     PER_LOOP,
     Counts,
@@ -132,12 +134,12 @@ class LoopedSegment(nn.Module):
     def setup(self) -> None:
         """Makes the stack of layers, or the stacks, and, in a segment that is looped, the variants,
         each under its option's name."""
-        chosen = dict(self.config.loop) if self.segment.trained_loops > 1 else {}
-        self.options = tuple(option for option in VARIANTS if option in chosen)
-        variants = {option: VARIANTS[option][chosen[option]] for option in self.options}
+        variants = chosen(self.config) if self.segment.trained_loops > 1 else {}
+        self.options = tuple(variants)
         for option, variant in variants.items():
             setattr(self, option, variant(self.config))
-        of_loops = {f"{of}={chosen[of]!r}": kind.layer_class for of, kind in variants.items()}
+        names = dict(self.config.loop)
+        of_loops = {f"{of}={names[of]!r}": kind.layer_class for of, kind in variants.items()}
         kind_of_layer = layer_class(self.config, of_loops)
         stacks = max([variant.stacks for variant in variants.values()], default=1)
         kept = self.wanted.kept
@@ -155,10 +157,11 @@ class LoopedSegment(nn.Module):
         loops_B: Array | None = None,
         look: Callable[[Array], Any] | None = None,
         route_BS: Array | None = None,
+        train: bool = False,
     ) -> tuple[Array, LoopOutput]:
         """The stream after all loops, and what was wanted of each, [L, …]. With ``loops_B``, loop
         counts of the rows that are data, or ``route_BS``, the sizes of loops (Route.of), nothing is
-        wanted. ``look``: see LoopContext; a segment that is not looped has none."""
+        wanted. ``look``, ``train``: see LoopContext; a segment that is not looped has none."""
         counts = route = None
         if self.segment.trained_loops == 1:
             look = None
@@ -166,8 +169,16 @@ class LoopedSegment(nn.Module):
             counts = Counts(loops_B, jnp.max(loops_B), self.config.gradient_loops)
         elif route_BS is not None:
             route = Route.of(route_BS)
-        loops = self.segment.loops
-        context = LoopContext(x_BTD, inputs, loops, counts=counts, route=route, look=look)
+        context = LoopContext(
+            x_BTD,
+            inputs,
+            self.segment.loops,
+            counts=counts,
+            route=route,
+            look=look,
+            trained=self.segment.trained_loops,
+            train=train,
+        )
         for _, variant in self.variants():
             context = variant.prepare(context)
         state = self.start(context)
@@ -179,6 +190,8 @@ class LoopedSegment(nn.Module):
             state, output = gathered_once(self, state, context)
         else:
             state, output = self.all_loops(state, context)
+        if output.depth_BT is not None and self.exit is None:
+            output = output.replace(depth_BT=jnp.sum(output.depth_BT, axis=0))
         return self.finish(state, context), output
 
     def start(self, context: LoopContext) -> LoopState:
@@ -200,9 +213,10 @@ class LoopedSegment(nn.Module):
         return {name: value for of_one in found for name, value in of_one.items()}
 
     def one_loop(
-        self, state: LoopState, loop: Array, context: LoopContext
+        self, state: LoopState, loop: Array, context: LoopContext, places: int | None = None
     ) -> tuple[LoopState, LoopOutput]:
-        """One pass through k layers: the block f, of context.kind."""
+        """One pass through k layers: the block f, of context.kind. With ``places``, the number of
+        active tokens of each row, only these go through the layers."""
         before_BTD = state.x_BTD
         for _, variant in self.variants():
             state = variant.enter(state, context, loop)
@@ -215,7 +229,17 @@ class LoopedSegment(nn.Module):
             slot = loop % len(cache.k)  # Loops share them; inference/policy.py.
         stacks = [self.layers, *self.more_layers]
         layers = stacks[context.kind % len(stacks)]
-        x_BTD, kept = layers(state.x_BTD, numbers, slot, inputs)
+        active_BT, x_BTD = self.active(state), state.x_BTD
+        if active_BT is not None:
+            inputs = among(active_BT, inputs) if cache is None else seen_in(slot, inputs)
+        if places is None or active_BT is None:
+            x_BTD, kept = layers(x_BTD, numbers, slot, inputs)
+        else:
+            x_BPD, inputs = gathered(active_BT, places, x_BTD, inputs)
+            x_BPD, kept = layers(x_BPD, numbers, slot, inputs)
+            x_BTD = put_back(active_BT, x_BPD, x_BTD)
+        if kept is not None and active_BT is not None:
+            kept = kept.replace(used=active_BT)
         state = state.replace(x_BTD=x_BTD)
         for _, variant in reversed(self.variants()):
             state = variant.leave(state, context, loop)
@@ -226,15 +250,25 @@ class LoopedSegment(nn.Module):
         looked = None if context.look is None else context.look(state.x_BTD)
         seen = {}
         if wanted.watched and self.segment.trained_loops > 1:
-            real_BT = real_tokens(inputs.segment_ids_BT, before_BTD)
+            real_BT = real_tokens(context.inputs.segment_ids_BT, before_BTD)
             seen = watched(before_BTD, state.x_BTD, real_BT)
-        kept_BTD = state.x_BTD if wanted.states else None
-        return state, LoopOutput(kept, kept_BTD, emitted, looked, seen)
+        depth_BT = None
+        if active_BT is not None and not context.train:
+            depth_BT = active_BT.astype(jnp.int32)
+        left_BTD = state.x_BTD if wanted.states else None
+        return state, LoopOutput(kept, left_BTD, emitted, looked, seen, depth_BT)
+
+    def active(self, state: LoopState) -> Array | None:
+        """The tokens that are in the loop which was entered, bool [B, T]; None: all."""
+        said = [variant.active(state) for _, variant in self.variants()]
+        return next((active_BT for active_BT in said if active_BT is not None), None)
 
     def all_loops(self, state: LoopState, context: LoopContext) -> tuple[LoopState, LoopOutput]:
         """L times one_loop, or as often as context.counts or context.route say."""
         if context.counts is not None or context.route is not None:
             return self.counted(state, context), LoopOutput()
+        if context.train and self.config.routed_tokens == "gathered":
+            return self.straight(state, context)
         runs, first, outputs = runs_of(self.config, self.segment), 0, []
         if self.is_initializing():
             runs = (Run(self.segment.loops),)  # What each loop has for itself is made by one scan.
@@ -288,6 +322,29 @@ class LoopedSegment(nn.Module):
         for kind in range(1 + len(self.more_layers)):
             state, output = self.one_loop(state, loop, context.replace(kind=kind))
         return state, output
+
+    def straight(self, state: LoopState, context: LoopContext) -> tuple[LoopState, LoopOutput]:
+        """L times one_loop, laid out straight, each with its own number of tokens."""
+        config, segment, length = self.config, self.segment, state.x_BTD.shape[1]
+        run = LoopedSegment(config, segment, self.wanted, parent=None)
+        variables, outputs = dict(self.variables), []
+
+        def step(
+            loop: int, variables: Any, state: LoopState, context: LoopContext
+        ) -> tuple[LoopState, LoopOutput]:
+            own = jax.tree.map(lambda array_L: array_L[loop], variables.get(PER_LOOP, {}))
+            variables = {"params": variables["params"], PER_LOOP: own}
+            count = places_in(config, loop, segment.loops, length)
+            given = (state, jnp.int32(loop), context, None if count == length else count)
+            found: Any = run.apply(variables, *given, method="one_loop")
+            return found
+
+        for loop in range(segment.loops):
+            one: Any = functools.partial(step, loop)
+            one = jax.checkpoint(one) if config.remat == "loop" else one
+            state, output = one(variables, state, context)
+            outputs.append(output)
+        return state, jax.tree.map(lambda *of_loops: jnp.stack(of_loops), *outputs)
 
     def counted(self, state: LoopState, context: LoopContext) -> LoopState:
         """one_loop as often as data say."""

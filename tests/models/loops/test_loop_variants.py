@@ -44,17 +44,23 @@ ALONE = {
     for option, of in VARIANTS.items()
     for name in of
 }
-ALIKE = {option: of for option, of in VARIANTS.items() if option != "nest"}
-TOGETHER = {
-    f"together {i}": tuple((option, list(of)[i % len(of)]) for option, of in ALIKE.items())
-    for i in range(max(map(len, ALIKE.values())))
-}
-# Loops of two speeds exclude some of the others.
+MOST = max(map(len, VARIANTS.values()))
+
+
+def together(options: Iterable[str], i: int) -> tuple[tuple[str, str], ...]:
+    return tuple((option, list(VARIANTS[option])[i % len(VARIANTS[option])]) for option in options)
+
+
+# With loops of two speeds, and with tokens that are not in all loops, go some options only.
+ALIKE = [option for option in VARIANTS if option not in ("nest", "routing")]
+TOGETHER = {f"together {i}": together(ALIKE, i) for i in range(MOST)}
+ROUTED = {f"routed {i}": together(("routing", "injection", "per_loop"), i) for i in range(3)}
 NESTED = {
     "nested two": (("nest", "two_stacks"), ("injection", "concat"), EMBEDDING),
     "nested one": (("nest", "one_stack"), ("state", "noise"), ADD, ("per_loop", "lora")),
 }
-KINDS = {**ALONE, **TOGETHER, **NESTED}
+KINDS = {**ALONE, **TOGETHER, **NESTED, **ROUTED}
+FIXED = "routing=token_choice"  # Has the plan's loops only.
 
 
 def in_turn(cases: Iterable[Any], kinds: Iterable[str] = TOGETHER) -> list[tuple[Any, str]]:
@@ -138,6 +144,7 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
         return (2 / 5) ** 0.5 * jax.random.truncated_normal(own, -3.0, 3.0, (config.d_model,))
 
     for index, segment in enumerate(config.plan.with_loops(loops).segments):
+        here = inputs
         own = params[f"segment_{index}"]
         chosen = dict(config.loop) if segment.trained_loops > 1 else {}
         x0 = x
@@ -151,6 +158,9 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
         nest, low, high = chosen.get("nest"), 0 * x, x
         if nest:
             low = low + jax.lax.stop_gradient(own["nest"]["low"])
+        active = jnp.ones(x.shape[:2], bool)
+        if chosen.get("routing") == "token_choice":
+            p_depths = jax.nn.softmax(x @ own["routing"]["weight"])
         for loop in range(segment.loops):
             before, lanes_before = x, lanes
             is_high = (loop + 1) % (config.low_loops + 1) == 0
@@ -159,6 +169,14 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
             if nest:
                 x = low + high
             of_loop = jax.tree.map(functools.partial(row, loop), of_loops)
+            if chosen.get("routing") == "expert_choice":
+                p_chosen = jax.nn.sigmoid(x @ of_loop["routing"]["weight"])
+                active = active & (p_chosen > 0.5)
+            if chosen.get("routing") == "token_choice":
+                active = p_depths.argmax(-1) >= loop
+            if "routing" in chosen:
+                documents = jnp.where(active, rows["segment_ids"], -1)
+                here = LayerInputs(inputs.rotation, documents)
             if chosen.get("lanes") == "hyper":
                 part = of_loop["lanes"]
                 x = sum(share * lane for share, lane in zip(part["read"], lanes, strict=True))
@@ -191,12 +209,12 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
                 weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
                 if chosen.get("per_loop") == "time":
                     time = time_by_hand(own["per_loop"], loop, segment.loops)
-                    x = timed_layer_by_hand(plain, weights, x, inputs, time)
+                    x = timed_layer_by_hand(plain, weights, x, here, time)
                     continue
                 if chosen.get("per_loop") == "lora":
                     thin = jax.tree.map(lambda leaf, layer=layer: leaf[layer], of_loop["layers"])
                     weights = with_lora(weights, thin["layer"])
-                x, _ = Layer(plain).apply({"params": weights}, x, inputs)
+                x, _ = Layer(plain).apply({"params": weights}, x, here)
             if chosen.get("lanes") == "hyper":
                 part = of_loop["lanes"]
                 made = normed(x, own["lanes"]["norm"]["scale"])
@@ -226,6 +244,12 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
                 share = jnp.where(halted < 1, jnp.where(is_last, 1 - halted, p), 0.0)
                 mixed = mixed + share[..., None] * x
                 halted = jnp.where(is_last, 1.0, halted + share)
+            if chosen.get("routing") == "expert_choice":
+                x = jnp.where(active[..., None], before + 0.1 * p_chosen[..., None] * x, before)
+            if chosen.get("routing") == "token_choice":
+                out = x0 + p_depths.max(-1, keepdims=True) * x
+                ends = p_depths.argmax(-1, keepdims=True) == loop
+                x = jnp.where(ends, out, jnp.where(active[..., None], x, before))
         if chosen.get("gate") == "act":
             x = mixed
         if chosen.get("injection") == "decay":
@@ -254,8 +278,9 @@ def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "loops"),
-    [(k, 6 if k.startswith("nest") else 5) for k in (*ALONE, *NESTED)]
-    + [(k, n) for n, k in in_turn((None, 2, None))],
+    [(k, 6 if k.startswith("nest") else None if k == FIXED else 5) for k in (*ALONE, *NESTED)]
+    + [(k, n) for n, k in in_turn((None, 2, None))]
+    + [("routed 0", 2), ("routed 1", None), ("routed 2", 5)],
 )
 def test_a_variant_equals_a_plain_for_at_any_loop_count(kind: str, loops: int | None) -> None:
     assert_close(
@@ -271,7 +296,13 @@ EXECUTIONS = [
 
 
 @pytest.mark.parametrize(
-    ("how", "kind"), in_turn(EXECUTIONS) + in_turn(EXECUTIONS, NESTED), ids=str
+    ("how", "kind"),
+    [
+        *in_turn(EXECUTIONS),
+        *in_turn(EXECUTIONS, NESTED),
+        *zip(EXECUTIONS[:3], ROUTED, strict=True),
+    ],
+    ids=str,
 )
 def test_execution_does_not_change_a_variant(how: dict[str, Any], kind: str) -> None:
     assert_close(value_and_grad(kind, **how), value_and_grad(kind, unroll="none"))
@@ -329,6 +360,11 @@ def test_loops_beyond_the_trained_ones_follow_the_rule() -> None:
 @pytest.mark.parametrize("kind", ALONE)
 def test_more_loops_are_refused_exactly_where_parameters_are_missing(kind: str) -> None:
     model = model_of(kind, "2x3", beyond_trained="refuse")
+    if kind == FIXED:
+        for loops in (2, 4):
+            with pytest.raises(UserError, match=f"loops={loops}: .* choose among the 3 loops"):
+                check_loops(model, loops)
+        return
     if kind.startswith("nest"):
         check_loops(model, 6)
         return
@@ -364,8 +400,16 @@ def one_step(name: str, kind: str) -> tuple[Any, Any]:
         return jax.device_get(compute(params, batch))
 
 
+SPLIT = ["8 fsdp, gathered", "2 data, 2 fsdp, 2 tensor", "2 fsdp, 2 tensor, 2 sequence"]
+
+
 @pytest.mark.parametrize(
-    ("name", "kind"), in_turn(list(MESHES)[1:]) + in_turn(list(MESHES)[2::2], NESTED)
+    ("name", "kind"),
+    [
+        *in_turn(list(MESHES)[1:]),
+        *in_turn(list(MESHES)[2::2], NESTED),
+        *zip(SPLIT, ROUTED, strict=True),
+    ],
 )
 def test_loss_and_gradients_are_the_same_on_every_mesh(name: str, kind: str) -> None:
     # Gates of layers leave little to norm in a state of zeros: parameters that change in their last
@@ -376,8 +420,11 @@ def test_loss_and_gradients_are_the_same_on_every_mesh(name: str, kind: str) -> 
 
 @pytest.mark.parametrize(
     ("asked", "kind"),
-    in_turn([(None, "last"), (1, "last"), (5, "mean")])
-    + in_turn([(6, "last"), (None, "last")], NESTED),
+    [
+        *in_turn([(None, "last"), (1, "last"), (5, "mean")]),
+        *in_turn([(6, "last"), (None, "last")], NESTED),
+        *(((1, "last"), "routed 0"), ((None, "last"), "routed 1"), ((5, "mean"), "routed 2")),
+    ],
     ids=str,
 )
 def test_decoding_equals_the_full_pass(asked: tuple[int | None, str], kind: str) -> None:
@@ -413,8 +460,9 @@ def test_every_variant_can_be_chosen_and_no_other() -> None:
     for option, variants in VARIANTS.items():
         known = KEYS[f"loop.{option}"]
         assert known.choices == (known.default, *variants)
-    numbers = {"beyond_trained", "lora_rank", "norms", "low_loops", "low_gradient_loops"}
-    assert set(VARIANTS) == set(default_config().loop) - numbers
+    others = {"beyond_trained", "lora_rank", "norms", "low_loops", "low_gradient_loops"}
+    others |= {"selection_weight", "balance_weight", "routed_tokens"}
+    assert set(VARIANTS) == set(default_config().loop) - others
 
 
 class Noisy(LoopVariant):
