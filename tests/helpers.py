@@ -78,6 +78,12 @@ def random_rows(rows: int = 8, length: int = 12, vocab: int = 16, seed: int = 0)
     }
 
 
+def distinct_tokens(rows: int, length: int) -> np.ndarray:
+    """tokens_BT, none of which is in its row twice."""
+    ids = np.tile(np.arange(3, 3 + length, dtype=np.int32), (rows, 1))
+    return np.random.default_rng(0).permuted(ids, axis=1)
+
+
 def small_config(**overrides: Any) -> ConfigDict:
     """A run of seconds: composition in Z7; keys as `train__steps`."""
     config = default_config()
