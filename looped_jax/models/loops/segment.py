@@ -188,7 +188,8 @@ class LoopedSegment(nn.Module):
         numbers = jnp.arange(self.segment.layers)
         slot, cache = loop, inputs.cache
         if cache is not None and len(cache.k) != self.segment.loops:
-            slot = loop % len(cache.k)  # Loops share them; inference/policy.py.
+            # Loops share slots (inference/policy.py), or a draft leaves the last ones alone.
+            slot = loop % len(cache.k)
         x_BTD, kept = self.layers(state.x_BTD, numbers, slot, inputs)
         state = state.replace(x_BTD=x_BTD)
         for _, variant in reversed(self.variants()):
