@@ -24,7 +24,7 @@ from looped_jax.errors import UserError
 from looped_jax.evaluation.downstream import Settings, evaluate_tasks, scalars, table
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
 from looped_jax.inference.generator import Generator
-from looped_jax.inference.policy import CACHE_HELP, EXACT, EXIT_HELP, Policy
+from looped_jax.inference.policy import CACHE_HELP, DRAFT_HELP, EXACT, EXIT_HELP, Policy
 from looped_jax.models.transformer import check_loops
 from looped_jax.parallel import distributed
 from looped_jax.training.evaluations import held_out_sets
@@ -39,6 +39,7 @@ _SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "Of he
 _LIMIT = flags.DEFINE_integer("limit", 0, "Examples per downstream task; 0: all.", lower_bound=0)
 _CACHE = flags.DEFINE_string("cache", "per_loop", CACHE_HELP)
 _EXIT = flags.DEFINE_string("exit", "none", EXIT_HELP)
+_DRAFT = flags.DEFINE_string("draft", "none", DRAFT_HELP)
 _BATCH = flags.DEFINE_integer("batch_size", 16, "Prompts at a time.", lower_bound=1)
 
 
@@ -50,12 +51,14 @@ def main(overrides: dict[str, str]) -> None:
     run = open_run(_WORKDIR.value, _STEP.value, overrides)
     job, config = run.job, run.job.config
     counts = loop_counts(_LOOPS.value)
-    policy = Policy.parse(_CACHE.value, _EXIT.value)
+    policy = Policy.parse(_CACHE.value, _EXIT.value, _DRAFT.value)
     for loops in counts:  # Before anything is read.
         check_loops(job.model, loops)
         policy.check(job.model.config, loops)
-    sets = held_out_sets(job, _SPLIT.value)  # UserError if a text is not there.
     names = downstream_names(config)
+    if policy.draft is not None and not names:
+        raise UserError(f"draft={policy.draft}: none of the tasks generates; say some by --tasks")
+    sets = held_out_sets(job, _SPLIT.value)  # UserError if a text is not there.
     params = run.parameters()
     for loops in counts:
         evaluator = Evaluator(job.model, job.mesh, job.rules, loops, policy.exit)
@@ -108,9 +111,10 @@ def exit_of(policy: Policy) -> dict[str, str]:
 
 
 def said_of(policy: Policy) -> dict[str, str]:
-    """What is not as the model computes exactly."""
+    """What is not plain decoding with all loops."""
     cache = {} if policy.cache == EXACT.cache else {"cache": str(policy.cache)}
-    return cache | exit_of(policy)
+    draft = {} if policy.draft is None else {"draft": str(policy.draft)}
+    return cache | exit_of(policy) | draft
 
 
 def evaluate_downstream(
@@ -155,6 +159,7 @@ def evaluate_downstream(
         found |= scalars(name, of_task)
         if policy.exit is not None:
             found[f"eval/{name}/loops_used"] = of_task["loops_used"]
+        found |= {f"eval/{name}/{key}": value for key, value in of_task["draft"].items()}
     return found
 
 

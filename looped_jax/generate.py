@@ -15,7 +15,7 @@ from absl import flags
 from looped_jax.config import cli
 from looped_jax.errors import UserError
 from looped_jax.inference.generator import Generator
-from looped_jax.inference.policy import CACHE_HELP, EXIT_HELP, Policy
+from looped_jax.inference.policy import CACHE_HELP, DRAFT_HELP, EXIT_HELP, Policy
 from looped_jax.inference.sampling import Sampling
 from looped_jax.inference.text import complete, cut
 from looped_jax.models.transformer import check_loops
@@ -31,6 +31,7 @@ _STOP = flags.DEFINE_multi_string("stop", [], "Text that ends the output, not pr
 _LOOPS = flags.DEFINE_integer("loops", None, "Loop count in place of the plan's.", lower_bound=1)
 _CACHE = flags.DEFINE_string("cache", "per_loop", CACHE_HELP)
 _EXIT = flags.DEFINE_string("exit", "none", EXIT_HELP)
+_DRAFT = flags.DEFINE_string("draft", "none", DRAFT_HELP)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 # Tokens between two looks at the output: what appears at a time.
@@ -42,7 +43,9 @@ def main(overrides: dict[str, str]) -> None:
     if _PROMPT.value is None:
         raise UserError("say --prompt=TEXT, or --prompt=- for prompts on stdin")
     sampling = Sampling(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
-    policy = Policy.parse(_CACHE.value, _EXIT.value)
+    policy = Policy.parse(_CACHE.value, _EXIT.value, _DRAFT.value)
+    if policy.draft is not None:
+        policy.draft.check_greedy(sampling.temperature)
     run = open_run(_WORKDIR.value, _STEP.value, overrides)
     check_loops(run.job.model, _LOOPS.value)
     policy.check(run.job.model.config, _LOOPS.value)  # Before anything large is read.
@@ -67,6 +70,12 @@ def main(overrides: dict[str, str]) -> None:
         f"{usage.cache_bytes / 1e6:.2f} MB at most",
         file=sys.stderr,
     )
+    if found := usage.of_draft:
+        print(
+            f"draft {policy.draft}: {found['accepted']:.1%} of the drafted tokens accepted, "
+            f"{found['tokens_per_pass']:.2f} tokens per pass with all loops",
+            file=sys.stderr,
+        )
 
 
 def generate_text(

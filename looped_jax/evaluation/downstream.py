@@ -235,6 +235,7 @@ def _scored(
         "prompt_padding": usage.padding,
         # Of what was made this time.
         "cache_bytes": usage.cache_bytes,
+        "draft": usage.of_draft,
         "loops_used": usage.loops,
         "loops": {str(n): count for n, count in sorted(usage.depths.items())},
         "seconds": seconds,

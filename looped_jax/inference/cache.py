@@ -1,4 +1,4 @@
-"""The key-value cache of a looped model, and the two steps that use it.
+"""The key-value cache of a looped model, and the steps that use it.
 
 A token passes D = sum of k L layers, and in each it leaves a key and a value: the same layer in
 another loop has others. So the cache has D entries per token, though the model has only the
@@ -7,6 +7,7 @@ Tokens that are not in all loops (config.loop.routing) have entries for all; whi
 marked.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -44,12 +45,17 @@ class Cache:
     and not a scatter. The places between are never seen. The last token's keys and values are
     still ``pending``: they are written before the next step reads the cache, and not after this
     one has, or XLA would copy the whole cache in every step to keep the two apart.
+
+    With drafts, of which rows accept different numbers, ``generated`` and ``place`` are of each
+    row, and those of all tokens that were verified together are pending: what of them is not
+    accepted is not seen, and the next tokens take its places.
     """
 
     segments: tuple[KeyValues, ...]
     pending: tuple[KeyValues, ...]
+    place: jax.Array  # int32 [] or [B], where the first pending token belongs.
     prompt_B: jax.Array
-    generated: jax.Array  # int32 [], tokens per row.
+    generated: jax.Array  # int32 [] or [B], tokens per row.
     depth_B: jax.Array | None  # int32, as Output's: the loops that each row's last token took.
     prompt_width: int = struct.field(pytree_node=False)
 
@@ -92,7 +98,8 @@ def prefill(
     Args:
       tokens_BT: prompts, padded on the right with anything.
       length_B: int32, tokens of each prompt, at least 1.
-      capacity: S > T, places of the cache: T + 1, and one per token to be generated.
+      capacity: S > T, places of the cache: T + 1, and one per token to be generated; with a draft
+        as many more as it has tokens.
       loops: as in LoopedTransformer.
       policy: static. All tokens of a prompt go through all loops, and see each other there.
     """
@@ -106,13 +113,10 @@ def prefill(
         more = [(0, capacity - width if axis == "cache" else 0) for axis in axes]
         return nn.with_logical_constraint(jnp.pad(array, more), axes)
 
-    def none(axes: Any, array: jax.Array) -> jax.Array:
-        return jnp.zeros_like(jax.lax.slice_in_dim(array, 0, 1, axis=axes.index("cache")))
-
     segments = tuple(_by_place(grow, own) for own in kept)
-    nothing = tuple(_by_place(none, own) for own in kept)
-    count = jnp.zeros((), jnp.int32)
-    return logits_BV, Cache(segments, nothing, length_B, count, depth_B, width)
+    count = jnp.zeros_like(length_B) if policy.draft else jnp.zeros((), jnp.int32)
+    pending = _nothing(segments, 1 + policy.draft.tokens if policy.draft else 1)
+    return logits_BV, Cache(segments, pending, count + width, length_B, count, depth_B, width)
 
 
 def decode(
@@ -127,29 +131,85 @@ def decode(
 
     A full cache stays as it is: its last place is overwritten.
     """
-    # The first place behind the prompts takes what is pending after them: nothing.
-    last = jnp.minimum(cache.prompt_width + cache.generated, cache.capacity - 1)
+    output, cache = _read(model, params, token_B[:, None], cache, loops, policy)
+    logits_BV, depth_B, kept = _next(model, output, policy, read_all=False)
+    after = cache.generated + 1
+    return logits_BV, cache.replace(pending=kept, generated=after, depth_B=depth_B)
+
+
+def verify(
+    model: LoopedTransformer,
+    params: Any,
+    tokens_BT: jax.Array,
+    cache: Cache,
+    loops: int | None = None,
+) -> tuple[jax.Array, Cache]:
+    """Reads T more tokens per row in one pass; returns logits_BTV of what follows each, and the
+    cache, in which all are pending and none is generated yet: the caller adds to
+    ``generated`` how many of each row are to stay."""
+    output, cache = _read(model, params, tokens_BT, cache, loops, EXACT)
+    pending = tuple(segment.kept for segment in output.segments if segment.kept is not None)
+    return logits(model.config, output), cache.replace(pending=pending)
+
+
+def settled(cache: Cache, loops: int) -> Cache:
+    """The cache with what was pending written, ready for ``decode`` with ``loops`` loops, fewer
+    than it has: in a ``while`` what is pending keeps its shape."""
+    first = jax.tree.map(lambda array: array[:loops], cache.segments)
+    place = jnp.full_like(cache.place, cache.prompt_width)
+    return cache.replace(segments=_written(cache), pending=_nothing(first, 1), place=place)
+
+
+def _nothing(segments: tuple[KeyValues, ...], tokens: int) -> tuple[KeyValues, ...]:
+    """What is pending where nothing is. It is written too, to the first place behind the prompts,
+    which is never seen (and to others that are not yet)."""
+
+    def none(axes: Any, array: jax.Array) -> jax.Array:
+        return jnp.zeros_like(jax.lax.slice_in_dim(array, 0, tokens, axis=axes.index("cache")))
+
+    return tuple(_by_place(none, own) for own in segments)
+
+
+def _written(cache: Cache) -> tuple[KeyValues, ...]:
+    """The segments with what is pending, of all their slots or the first ones."""
 
     def write(axes: Any, old: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, new, last, axis=axes.index("cache"))
+        place, row = axes.index("cache"), axes.index("batch")
+        if cache.place.ndim == 0:
+            return jax.lax.dynamic_update_slice_in_dim(old, new, cache.place, axis=place)
+        one = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=place - 1)
+        return jax.vmap(one, (row, row, 0), row)(old, new, cache.place)
 
     both = zip(cache.segments, cache.pending, strict=True)
-    segments = tuple(_by_place(write, *pair) for pair in both)
-    place_S = jnp.arange(cache.capacity)
-    own_S = (place_S > cache.prompt_width) & (place_S <= last)
-    seen_BS = (place_S < cache.prompt_B[:, None]) | own_S
+    return tuple(_by_place(write, *pair) for pair in both)
+
+
+def _read(
+    model: LoopedTransformer,
+    params: Any,
+    tokens_BT: jax.Array,
+    cache: Cache,
+    loops: int | None,
+    policy: Policy,
+) -> tuple[Output, Cache]:
+    """A pass over more tokens, and the cache in which what was pending before is written. Where
+    the new ones belong is said in it already."""
+    segments = _written(cache)
+    place_S, width = jnp.arange(cache.capacity), cache.prompt_width
+    # [S] or [B, S].
+    own_BS = (place_S > width) & (place_S <= width + cache.generated[..., None])
+    seen_BS = (place_S < cache.prompt_B[:, None]) | own_BS
+    first_B = cache.prompt_B + cache.generated
     output = forward(
         model,
         params,
-        token_B[:, None],
-        positions_BT=(cache.prompt_B + cache.generated)[:, None],
+        tokens_BT,
+        positions_BT=first_B[:, None] + jnp.arange(tokens_BT.shape[1]),
         loops=loops,
         exit=policy.exit,
-        inference=Inference(jnp.zeros_like(cache.prompt_B), segments, seen_BS),
+        inference=Inference(None, segments, seen_BS),
     )
-    logits_BV, depth_B, kept = _next(model, output, policy, read_all=False)
-    after = (cache.prompt_B, cache.generated + 1, depth_B, cache.prompt_width)
-    return logits_BV, Cache(segments, kept, *after)
+    return output, cache.replace(segments=segments, place=width + 1 + cache.generated)
 
 
 def _next(

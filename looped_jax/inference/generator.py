@@ -19,6 +19,7 @@ from looped_jax.errors import UserError
 from looped_jax.inference.cache import cache_bytes, prefill
 from looped_jax.inference.policy import EXACT, Policy
 from looped_jax.inference.sampling import Sampling
+from looped_jax.inference.speculative import speculate
 from looped_jax.inference.steps import decode_chunk, scored_tokens
 from looped_jax.models.transformer import LoopedTransformer, check_loops
 from looped_jax.parallel.mesh import BATCH_AXES, mesh_context, replicated
@@ -59,12 +60,16 @@ class Scored:
 @dataclasses.dataclass
 class Usage:
     """Tokens of prompts asked for and computed: the difference is padding. ``depths``: how many
-    tokens were said, or scored, after so many loops; ``cache_bytes``: of the largest cache."""
+    tokens were said, or scored, after so many loops; ``cache_bytes``: of the largest cache. With a
+    draft, passes of a row with all loops, tokens drafted for them, tokens said (EOS too)."""
 
     asked: int = 0
     computed: int = 0
     depths: Counter[int] = dataclasses.field(default_factory=Counter)
     cache_bytes: int = 0
+    passes: int = 0
+    drafted: int = 0
+    said: int = 0
 
     @property
     def padding(self) -> float:
@@ -76,6 +81,15 @@ class Usage:
         """Mean loops of a token; 0 where there was none."""
         total = sum(self.depths.values())
         return sum(n * count for n, count in self.depths.items()) / total if total else 0.0
+
+    @property
+    def of_draft(self) -> dict[str, float]:
+        """The share of drafted tokens that were said, and tokens said per pass with all loops, of
+        which one is not drafted; empty where nothing was drafted."""
+        if not self.drafted:
+            return {}
+        accepted = (self.said - self.passes) / self.drafted
+        return {"accepted": accepted, "tokens_per_pass": self.said / self.passes}
 
 
 class Generator:
@@ -121,6 +135,14 @@ class Generator:
             donate_argnums=3,
             out_shardings=(replicated(mesh), replicated(mesh), None, None),
         )
+        self._draft = policy.draft
+        if policy.draft is not None:
+            self._speculate = jax.jit(
+                functools.partial(speculate, rolled, loops, policy.draft),
+                static_argnums=0,
+                donate_argnums=2,
+                out_shardings=(replicated(mesh), None, None),
+            )
         self._score = jax.jit(
             functools.partial(scored_tokens, model, loops, policy), out_shardings=replicated(mesh)
         )
@@ -145,8 +167,10 @@ class Generator:
         ``stop`` is asked about the new tokens of a row every ``chunk`` tokens, ``on_tokens`` is
         told of them (prompt number, tokens since the last time). A row ends, too, when the model's
         length is full: what is read has at most max_length tokens. UserError for an empty prompt
-        or one that is longer.
+        or one that is longer, and for a temperature with a draft.
         """
+        if self._draft is not None:
+            self._draft.check_greedy(sampling.temperature)
         for number, prompt in enumerate(prompts):
             if not 0 < len(prompt) <= self.max_length:
                 raise UserError(
@@ -239,8 +263,10 @@ class Generator:
         length_B[: len(prompts)] = [len(prompt) for prompt in prompts]
         # A row can be given as many tokens as fit, and one that is not read.
         room_B = np.minimum(max_new_tokens, self.max_length - length_B + 1)
-        # The last token said is not read; one place is never seen (inference/cache.py).
-        capacity = tokens.shape[1] + bucket(max(1, int(room_B[: len(prompts)].max())))
+        # The last token said is not read; one place is never seen (inference/cache.py). Drafted
+        # tokens that are not accepted have places, too.
+        most = max(1, int(room_B[: len(prompts)].max()))
+        capacity = tokens.shape[1] + bucket(most + (self._draft.tokens if self._draft else 0))
         size = self._cache_bytes(len(tokens), capacity)
         self.usage.cache_bytes = max(self.usage.cache_bytes, size)
         logits, cache = self._prefill(self.params, tokens, length_B, capacity)
@@ -252,14 +278,26 @@ class Generator:
         number_B = np.zeros(len(tokens), np.int32)
         number_B[: len(prompts)] = numbers
         key_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), number_B)
-        step = 0
+        step, left_B = 0, room_B
         while not done_B.all():
-            out, depth, logits, cache = self._decode(
-                chunk, sampling, self.params, cache, logits, done_B, step, key_B
-            )
-            out, depth = jax.device_get((out, depth))
+            if self._draft is not None:
+                found, logits, cache = self._speculate(
+                    chunk, self.params, cache, logits, done_B, left_B
+                )
+                said = jax.device_get(found)
+                out, depth, count_B = said.token_BC, None, said.count_B
+                self.usage.passes += (passes := int(said.passes_B.sum()))
+                self.usage.drafted += passes * self._draft.tokens
+                self.usage.said += int(count_B.sum())
+            else:
+                out, depth, logits, cache = self._decode(
+                    chunk, sampling, self.params, cache, logits, done_B, step, key_B
+                )
+                out, depth = jax.device_get((out, depth))
+                count_B = np.minimum(chunk, left_B)
+            left_B = left_B - count_B
             for i in np.flatnonzero(~done_B):
-                row = out[i, : room_B[i] - len(new[i])].tolist()
+                row = out[i, : count_B[i]].tolist()
                 ended[i] = EOS in row
                 row = row[: row.index(EOS)] if ended[i] else row
                 new[i] += row
@@ -267,7 +305,7 @@ class Generator:
                 if told:
                     told(int(i), row)
                 ended[i] = ended[i] or (stop is not None and stop(new[i]))
-                done_B[i] = ended[i] or len(new[i]) >= room_B[i]
+                done_B[i] = ended[i] or left_B[i] <= 0
             step += chunk
         return [Generated(*made) for made in zip(new, ended, depths, strict=True)]
 

@@ -1,6 +1,6 @@
-"""What a looped model saves at inference: keys and values of which loops its cache keeps, and when
-a token stops looping. Both are spelled as commands take them, and nothing is asked that the model
-cannot do."""
+"""What a looped model saves at inference: keys and values of which loops its cache keeps, when a
+token stops looping, and whether tokens are drafted with few loops. All are spelled as commands take
+them, and nothing is asked that the model cannot do."""
 
 import dataclasses
 import re
@@ -17,6 +17,10 @@ from looped_jax.models.loops.exits import ExitRule
 CACHES = ("per_loop", "last", "mean", "first")
 CACHE_HELP = "Keys and values that loops keep: per_loop, last, mean, first or ring:C."
 EXIT_HELP = "When a token stops looping: none, cdf:Q, state:EPS or kl:EPS, :N for at least N loops."
+DRAFT_HELP = (
+    "Tokens are drafted with few loops and verified with all, together: none, LOOPS or LOOPS:TOKENS"
+    " (e.g. 1:4). Greedy only: what is said stays the same."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,26 +116,82 @@ class CachePolicy:
 
 
 @dataclasses.dataclass(frozen=True)
+class Draft:
+    """``tokens`` at a time are drafted with ``loops`` loops, and then verified in one pass with all
+    loops (inference/speculative.py)."""
+
+    loops: int
+    tokens: int = 4
+
+    @classmethod
+    def parse(cls, text: str) -> "Draft | None":
+        """Reads `none` (None), `LOOPS` or `LOOPS:TOKENS`; UserError says these."""
+        if text == "none":
+            return None
+        match = re.fullmatch(r"(\d+)(?::(\d+))?", text)
+        numbers = [int(number) for number in match.groups() if number] if match else [0]
+        if min(numbers) < 1:
+            raise UserError(
+                f"draft={text!r} is none of none, LOOPS, LOOPS:TOKENS, each at least 1 (e.g. 1:4)"
+            )
+        return cls(*numbers)
+
+    def __str__(self) -> str:
+        return f"{self.loops}:{self.tokens}"
+
+    def check(self, config: ModelConfig, loops: int | None) -> None:
+        """UserError if there are not more loops to verify with, or not so many tokens in a row."""
+        looped = [s for s in config.plan.with_loops(loops).segments if s.trained_loops > 1]
+        if not looped:
+            raise UserError(f"draft={self}: plan {config.plan} has no looped segment")
+        if (fewest := min(segment.loops for segment in looped)) <= self.loops:
+            raise UserError(
+                f"draft={self} has to have fewer loops than the {fewest} that verify; --loops "
+                "says more of these"
+            )
+        if "routing" in dict(config.loop):
+            raise UserError(f"draft={self}: with config.loop.routing tokens differ in their loops")
+        if self.tokens >= config.max_length:
+            raise UserError(f"draft={self}: the model reads {config.max_length} tokens at most")
+
+    def check_greedy(self, temperature: float) -> None:
+        """UserError if what is said is to be drawn."""
+        if temperature > 0:
+            raise UserError(
+                f"draft={self} goes with greedy decoding only; the temperature is {temperature:g}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class Policy:
-    """Both together, hashable."""
+    """All together, hashable."""
 
     cache: CachePolicy = CachePolicy()
     exit: ExitRule | None = None
+    draft: Draft | None = None
 
     @classmethod
-    def parse(cls, cache: str, exit: str) -> "Policy":
-        """Reads --cache and --exit; UserError for a bad spelling."""
-        return cls(CachePolicy.parse(cache), ExitRule.parse(exit))
+    def parse(cls, cache: str, exit: str, draft: str = "none") -> "Policy":
+        """Reads --cache, --exit and --draft; UserError for a bad spelling."""
+        return cls(CachePolicy.parse(cache), ExitRule.parse(exit), Draft.parse(draft))
 
     def __str__(self) -> str:
         """`per_loop, none`, say: equal only for equal ones."""
-        return f"{self.cache}, {self.exit or 'none'}"
+        return f"{self.cache}, {self.exit or 'none'}" + (f", {self.draft}" if self.draft else "")
 
     def check(self, config: ModelConfig, loops: int | None) -> None:
         """UserError for what a model with this config cannot do."""
         self.cache.check(config, loops)
         if self.exit is not None:
             self.exit.check(config)
+        if self.draft is None:
+            return
+        self.draft.check(config, loops)
+        if self.exit is not None or self.cache != CachePolicy():
+            raise UserError(
+                f"draft={self.draft} verifies with all loops and their own keys and values: it "
+                "goes with exit=none and cache=per_loop only"
+            )
 
 
 EXACT = Policy()

@@ -34,11 +34,16 @@ class Sampling:
             )
 
 
+def likeliest(logits_BV: jax.Array) -> jax.Array:
+    """token_B, int32 (or of any axes in front): the first of those with the largest logit."""
+    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+
+
 def sample(logits_BV: jax.Array, key_B: jax.Array, sampling: Sampling) -> jax.Array:
     """token_B, int32: each row by a key of its own. ``sampling`` is static; the keys are not used
     when greedy. What has a logit of NEVER is never drawn, at any temperature."""
     if sampling.temperature == 0:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+        return likeliest(logits_BV)
     never_BV = logits_BV <= NEVER
     # From the largest, or the quotients could be infinite.
     logits_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / sampling.temperature

@@ -34,7 +34,8 @@ class LoopedJax(LM):
     """loglikelihood, loglikelihood_rolling and generate_until of one checkpoint.
 
     Texts start with BOS. What is longer than the model reads loses its beginning, as is usual in
-    the harness (inference/text.py). ``cache`` and ``exit`` as looped_jax.generate takes them.
+    the harness (inference/text.py). ``cache``, ``exit`` and ``draft`` as looped_jax.generate
+    takes them; with a draft, requests that sample are refused.
     """
 
     def __init__(
@@ -45,9 +46,10 @@ class LoopedJax(LM):
         batch_size: int = 16,
         cache: str = "per_loop",
         exit: str = "none",
+        draft: str = "none",
     ):
         super().__init__()
-        policy = Policy.parse(cache, exit)
+        policy = Policy.parse(cache, exit, draft)
         run = open_run(workdir, step)
         if run.job.config.data.task != "text":
             raise UserError(f"{workdir} is not a language model: its task is synthetic")

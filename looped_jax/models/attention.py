@@ -55,26 +55,33 @@ def causal_attention(
 
 
 def attend_to_cache(
-    q_BHK: Array,
-    new_k_BGK: Array,
-    new_v_BGK: Array,
+    q_BTHK: Array,
+    new_k_BTGK: Array,
+    new_v_BTGK: Array,
     k_BGSK: Array,
     v_BGSK: Array,
     seen_BS: Array,
 ) -> Array:
-    """What causal_attention gives for one more token: it attends to its own key and value and to
-    the places of a cache where ``seen_BS`` is True; returns out_BHK. Softmax in float32."""
-    batch, heads, size = q_BHK.shape
-    groups = new_k_BGK.shape[1]
-    q_BGRK = (q_BHK * size**-0.5).reshape(batch, groups, heads // groups, size)
-    before_BGRS = _product(q_BGRK, k_BGSK, 3, 3)
-    before_BGRS = jnp.where(seen_BS[:, None, None], before_BGRS, _MASKED)
-    own_BGR1 = _product(q_BGRK, new_k_BGK[:, :, None], 3, 3)
-    p_BGRS = jax.nn.softmax(jnp.concatenate([before_BGRS, own_BGR1], axis=-1))
-    p_BGRS = p_BGRS.astype(v_BGSK.dtype)
-    out_BGRK = _product(p_BGRS[..., :-1], v_BGSK, 3, 2)
-    out_BGRK += p_BGRS[..., -1:].astype(jnp.float32) * new_v_BGK[:, :, None]
-    return out_BGRK.astype(v_BGSK.dtype).reshape(q_BHK.shape)
+    """What causal_attention gives for T more tokens: they attend to the places of a cache where
+    ``seen_BS`` is True, and causally to each other; returns out_BTHK. Softmax in float32."""
+    batch, length, heads, size = q_BTHK.shape
+    groups = new_k_BTGK.shape[2]
+    shape_BTGRK = (batch, length, groups, heads // groups, size)
+    q_BGRTK = (q_BTHK * size**-0.5).reshape(shape_BTGRK).transpose(0, 2, 3, 1, 4)
+    q_BGNK = q_BGRTK.reshape(batch, groups, -1, size)
+    k_BGTK, v_BGTK = new_k_BTGK.transpose(0, 2, 1, 3), new_v_BTGK.transpose(0, 2, 1, 3)
+    before_BGNS = _product(q_BGNK, k_BGSK, 3, 3)
+    before_BGNS = jnp.where(seen_BS[:, None, None], before_BGNS, _MASKED)
+    own_BGNT = _product(q_BGNK, k_BGTK, 3, 3)
+    if length > 1:
+        mask_11TT = causal_mask(length, length, None)
+        own_BGNT = jnp.where(jnp.tile(mask_11TT, (heads // groups, 1)), own_BGNT, _MASKED)
+    p_BGNS = jax.nn.softmax(jnp.concatenate([before_BGNS, own_BGNT], axis=-1))
+    p_BGNS = p_BGNS.astype(v_BGSK.dtype)
+    out_BGNK = _product(p_BGNS[..., :-length], v_BGSK, 3, 2)
+    out_BGNK += _product(p_BGNS[..., -length:], v_BGTK, 3, 2)
+    out_BGRTK = out_BGNK.astype(v_BGSK.dtype).reshape(q_BGRTK.shape)
+    return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(q_BTHK.shape)
 
 
 def _product(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:

@@ -124,8 +124,9 @@ def _part(array: Array, loop: Array, layer: Array) -> Array:
 class Attention(nn.Module):
     """Causal grouped-query attention within segments; softmax in float32.
 
-    With a cache, T is 1 and the token attends to what is cached for this loop and layer (``at``)
-    and to itself. ``keep``: whether the keys and values of the tokens given are returned too.
+    With a cache, the tokens attend to what is cached for this loop and layer (``at``) and, each up
+    to itself, to each other. ``keep``: whether the keys and values of the tokens given are
+    returned too.
     """
 
     config: ModelConfig
@@ -157,9 +158,8 @@ class Attention(nn.Module):
             out_BTHK = placed(config, out_BTHK, "attended")
         else:
             assert at is not None and inputs.seen_BS is not None
-            own = (q_BTHK[:, 0], k_BTGK[:, 0], v_BTGK[:, 0])
             k_BGSK, v_BGSK = (_part(x, *at) for x in (inputs.cache.k, inputs.cache.v))
-            out_BTHK = attend_to_cache(*own, k_BGSK, v_BGSK, inputs.seen_BS)[:, None]
+            out_BTHK = attend_to_cache(*(q_BTHK, k_BTGK, v_BTGK, k_BGSK, v_BGSK), inputs.seen_BS)
         out_BTHK = self.gated(out_BTHK, x_BTD)
         out_BTD = dense(config, "output", config.d_model, contracted=2)(out_BTHK)
         kept = KeyValues(k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)) if self.keep else None

@@ -23,15 +23,16 @@ from looped_jax.models.output import OutputKernel, vocabulary_logits
 
 
 class Inference(struct.PyTreeNode):
-    """Asks for the last token of each row only, and for every layer's keys and values.
+    """Asks for every layer's keys and values, and for the last token of each row only.
 
     last_B: that token's place. Later places of a row may hold anything: nothing looks at them.
-    cache: with it (decode, T = 1) the tokens attend to themselves and to the places of the cache
-      where ``seen_BS`` is True. It is a KeyValues per segment, [C, k, B, G, S, K]: loop t attends
+      None: all tokens are asked for.
+    cache: with it the tokens attend to each other and to the places of the cache where
+      ``seen_BS`` is True. It is a KeyValues per segment, [C, k, B, G, S, K]: loop t attends
       to slot t mod C. What is kept is [L, …]: each loop of a layer has keys and values of its own.
     """
 
-    last_B: Array
+    last_B: Array | None
     cache: tuple[KeyValues, ...] | None = None
     seen_BS: Array | None = None
 
@@ -46,7 +47,7 @@ class Output(struct.PyTreeNode):
     """What a model returns, always.
 
     x_BTD: what the output projection is applied to, by models/loss.py in parts of the vocabulary
-      or by ``logits`` whole. For inference it is [B, 1, D], of each row's last token.
+      or by ``logits`` whole. For inference it is [B, 1, D] where each row's last token is asked.
     kernel_VD: the output projection, float32: as it is stored, or with the scale of each token's
       logit in it (models/ngpt.py).
     segments: what was wanted of the loops of each segment, [L, …].
@@ -155,7 +156,7 @@ class LoopedTransformer(nn.Module):
         if config.has_final_norm:
             x_BTD = norm(config, "final_norm")(x_BTD)
         depth_BT = next((o.depth_BT for o in outputs if o.depth_BT is not None), None)
-        if inference is not None:
+        if inference is not None and inference.last_B is not None:
             x_BTD = jnp.take_along_axis(x_BTD, inference.last_B[:, None, None], axis=1)
             if depth_BT is not None:
                 depth_BT = jnp.take_along_axis(depth_BT, inference.last_B[:, None], axis=1)
@@ -268,7 +269,7 @@ def forward(
 
 
 def logits(config: ModelConfig, output: Output) -> Array:
-    """float32 logits_BTV (for inference [B, 1, V])."""
+    """float32 logits_BTV (for inference, if each row's last token is asked, [B, 1, V])."""
     logits_BTV = vocabulary_logits(config, output.x_BTD, output.kernel_VD)
     return laid_out(logits_BTV, "logits")
 

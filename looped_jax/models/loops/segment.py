@@ -226,7 +226,8 @@ class LoopedSegment(nn.Module):
         numbers = jnp.arange(self.segment.layers)
         slot, cache = loop, inputs.cache
         if cache is not None and len(cache.k) != self.segment.loops:
-            slot = loop % len(cache.k)  # Loops share them; inference/policy.py.
+            # Loops share slots (inference/policy.py), or a draft leaves the last ones alone.
+            slot = loop % len(cache.k)
         stacks = [self.layers, *self.more_layers]
         layers = stacks[context.kind % len(stacks)]
         active_BT, x_BTD = self.active(state), state.x_BTD
