@@ -36,8 +36,7 @@ def _by_place(change: Callable[..., jax.Array], *caches: KeyValues) -> KeyValues
     return KeyValues(of_keys, change(_AXES, *(cache.v for cache in caches)), used)
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """Keys and values of all tokens so far.
 
     Row b's prompt is in its first ``prompt_B[b]`` places; what was generated since begins behind

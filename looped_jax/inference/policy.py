@@ -13,6 +13,7 @@ from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.layers import KeyValues
 from looped_jax.models.loops.exits import ExitRule
+from looped_jax.models.transformer import LoopedTransformer, check_loops
 
 CACHES = ("per_loop", "last", "mean", "first")
 CACHE_HELP = "Keys and values that loops keep: per_loop, last, mean, first or ring:C."
@@ -153,6 +154,7 @@ class Draft:
             raise UserError(f"draft={self}: with config.loop.routing tokens differ in their loops")
         if self.tokens >= config.max_length:
             raise UserError(f"draft={self}: the model reads {config.max_length} tokens at most")
+        check_loops(LoopedTransformer(config), self.loops)
 
     def check_greedy(self, temperature: float) -> None:
         """UserError if what is said is to be drawn."""
