@@ -1,6 +1,6 @@
 """A segment k⊗L: one `nn.scan` over L loops, whose body shares its parameters between loops, around
-one `nn.scan` over k layers, whose parameters are stacked. Trace and compile time therefore do not
-grow with k or L (unless `unroll` asks for it).
+one over k layers (models/loops/stack.py). Trace and compile time therefore do not grow with k or L
+(unless `unroll` asks for it).
 
 Whatever kind of loop it is, scans, rematerialisation, gathered weights and the cache are done here.
 """
@@ -13,12 +13,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.layer_kinds import layer_class
-from looped_jax.models.layers import Array, KeyValues, Layer, LayerInputs
+from looped_jax.models.layers import Array, LayerInputs
 from looped_jax.models.loop_plan import Segment
 from looped_jax.models.loops import chosen, places_in, runs_of
 from looped_jax.models.loops.active import among, gathered, put_back, seen_in
@@ -31,50 +30,15 @@ from looped_jax.models.loops.base import (
     LoopVariant,
     Route,
     Run,
-    init_keys,
     row_at,
     rows_of,
 )
 from looped_jax.models.loops.counted import counted_loops
 from looped_jax.models.loops.exits import ExitRule, until_exit
+from looped_jax.models.loops.gathering import gathered_once
 from looped_jax.models.loops.routes import routed_loops
+from looped_jax.models.loops.stack import remat, stack_of, unrolled_scans
 from looped_jax.models.loops.watched import real_tokens, watched
-from looped_jax.parallel.mesh import BATCH_AXES
-from looped_jax.parallel.per_device import gather, per_device, spec_of, split_axes
-
-
-def unrolled_scans(config: ModelConfig, segment: Segment) -> tuple[bool, bool]:
-    """Whether the scan over layers and the scan over loops are laid out straight."""
-    mode = config.unroll
-    if mode == "auto":
-        depth = segment.layers * segment.loops
-        mode = "full" if depth <= config.backend.unrolled_layers else "none"
-    return mode in ("layers", "full"), mode == "full"
-
-
-def remat(config: ModelConfig, target: Any, at: str, prevent_cse: bool) -> Any:
-    """Wraps a module, or a method, so that its inside is recomputed in the backward pass.
-
-    `layer` keeps only layer inputs, `loop` only the inputs of each loop, `dots` keeps matrix
-    products without batch dimensions and recomputes the element-wise work, `names` keeps, of each
-    layer, what config.saved_names say on the device and what config.offloaded_names say in the
-    host's memory.
-    """
-    policies = jax.checkpoint_policies
-    if config.remat == "dots" and at == "layer":
-        policy = policies.dots_with_no_batch_dims_saveable
-        return nn.remat(target, prevent_cse=prevent_cse, policy=policy)
-    if config.remat == "names" and at == "layer":
-        policy = policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=config.saved_names,
-            names_which_can_be_offloaded=config.offloaded_names,
-            offload_src="device",
-            offload_dst="pinned_host",
-        )
-        return nn.remat(target, prevent_cse=prevent_cse, policy=policy)
-    if config.remat == at:
-        return nn.remat(target, prevent_cse=prevent_cse)
-    return target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,38 +53,6 @@ class Wanted:
 
 
 NOTHING = Wanted()
-
-
-class LayerStep(nn.Module):
-    """A Layer in the form that `nn.scan` takes: (carry, the layer's number, broadcast inputs) ->
-    (carry, the layer's new keys and values)."""
-
-    config: ModelConfig
-    keep: bool = False
-    layer_class: type[Layer] = Layer
-
-    @nn.compact
-    def __call__(
-        self, x_BTD: Array, layer: Array, loop: Array, inputs: LayerInputs
-    ) -> tuple[Array, KeyValues | None]:
-        """One layer; ``loop`` and ``layer`` tell its place in a cache."""
-        made = self.layer_class(self.config, self.keep, name="layer")
-        return made(x_BTD, inputs, (loop, layer))
-
-
-def stack_of(config: ModelConfig, segment: Segment, layer_class: type[Layer], keep: bool) -> Any:
-    """k layers one after the other, their parameters stacked: a LayerStep with layer numbers."""
-    unroll, _ = unrolled_scans(config, segment)
-    return nn.scan(
-        # Inside a rolled scan XLA cannot merge the recomputation with the original.
-        remat(config, LayerStep, "layer", prevent_cse=unroll),
-        variable_axes={"params": 0, PER_LOOP: 0},
-        split_rngs={"params": True, PER_LOOP: True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
-        length=segment.layers,
-        unroll=segment.layers if unroll else 1,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )(config, keep, layer_class)
 
 
 class LoopedSegment(nn.Module):
@@ -401,54 +333,3 @@ class LoopedSegment(nn.Module):
         # What a prompt's tokens leave in the cache is of all loops.
         whole = self.wanted.kept and context.inputs.cache is None
         return until_exit(step, read, config, rule, state, segment.loops, whole)
-
-
-def gathered_once(
-    bound: LoopedSegment, state: LoopState, context: LoopContext
-) -> tuple[LoopState, LoopOutput]:
-    """All loops of a segment whose fsdp-sharded weights are brought together once, in the compute
-    dtype, for all of them, and whose gradients are summed over devices once, after all of them.
-
-    Brought together in the compute type are the kernels, which every layer would cast to it: a
-    norm's scale, say, is multiplied in float32 here too.
-
-    The price is a copy of the segment's weights on each device, and one of their gradients.
-    """
-    config, segment = bound.config, bound.segment
-    variables = {kind: tree for kind, tree in bound.variables.items() if tree}
-    run = LoopedSegment(config, segment, bound.wanted, parent=None)
-    axes = split_axes(BATCH_AXES)
-    if not axes:
-        found: Any = run.apply(variables, state, context, method="all_loops")
-        return found
-    as_trained = dataclasses.replace(segment, loops=segment.trained_loops)
-    boxed = jax.eval_shape(
-        LoopedSegment(config, as_trained, parent=None).init,
-        init_keys(jax.random.key(0)),
-        context.x0_BTD,
-        context.inputs,
-    )
-    specs = jax.tree.map(
-        lambda names: spec_of(names, axes),
-        nn.get_partition_spec(boxed),
-        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
-    )
-    rows = spec_of(("batch",), axes)
-
-    def type_of(path: Any, array: Array) -> Any:
-        is_kernel = jax.tree_util.keystr(path[-1:], simple=True) == "kernel"
-        return config.dtype if is_kernel else array.dtype
-
-    def on_device(variables: Any, state: LoopState, context: LoopContext) -> Any:
-        whole = jax.tree_util.tree_map_with_path(
-            lambda path, p, spec: gather(p.astype(type_of(path, p)), spec), variables, specs
-        )
-        return run.apply(whole, state, context, method="all_loops")
-
-    def of_arrays(tree: Any) -> Any:
-        return jax.tree.map(lambda array: rows if array.ndim else PartitionSpec(), tree)
-
-    in_specs = (specs, of_arrays(state), of_arrays(context))
-    # What each loop leaves has the loops in front of the rows.
-    out_specs = (of_arrays(state), PartitionSpec(None, *rows))
-    return per_device(on_device, axes, in_specs, out_specs)(variables, state, context)
