@@ -194,6 +194,9 @@ MODELS = {
         loop_loss__kind="shortcut",
         loop_loss__weights=(0.2, 0.5),
     ),
+    "messages from the loop before": dict(
+        model__plan="1x1,3x2", loop__messages="blocks", loop__message_block=2, loop__message_rank=4
+    ),
     "tokens chosen by loops": dict(
         model__plan="1x1,1x3", loop__routing="expert_choice", loop__selection_weight=0.1
     ),

@@ -208,6 +208,14 @@ class Loop:
         "streams from loop to loop: one; hyper: 2, mixed by numbers; hyperloop: 4, by functions",
         choices=("one", "hyper", "hyperloop"),
     )
+    messages: str = key(
+        "none",
+        "blocks: every loop starts again from the segment's input, and its layers are told what "
+        "blocks of layers made of it in the loop before",
+        choices=("none", "blocks"),
+    )
+    message_block: int = key(6, "of messages: layers of a block", range=POSITIVE)
+    message_rank: int = key(64, "of messages: of the matrices that let them in", range=POSITIVE)
     gate: str = key(
         "none",
         "linear: says after every loop, for each token, how likely it should stop there; act: "

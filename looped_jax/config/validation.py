@@ -76,6 +76,13 @@ def _check_loop(config: ConfigDict) -> None:
             "config.loop.injection, e.g. 'concat'"
         )
     _check_nest(config)
+    if loop.messages != "none":
+        for option in ("state", "injection", "lanes", "nest", "routing"):
+            if loop[option] != KEYS[f"loop.{option}"].default:
+                raise UserError(
+                    f"config.loop.messages={loop.messages!r} starts every loop from the segment's "
+                    f"input: not with config.loop.{option}={loop[option]!r}"
+                )
     if loop.routing != "none":
         _check_routing(config)
     if loop.routed_tokens == "gathered" and loop.routing != "expert_choice":

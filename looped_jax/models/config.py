@@ -39,6 +39,8 @@ class ModelConfig:
     loop: tuple[tuple[str, str], ...] = ()  # Option of config.loop, variant; see models/loops/.
     beyond_trained: str = "last"
     lora_rank: int = 8
+    message_block: int = 6
+    message_rank: int = 64
     low_loops: int = 3
     low_gradient_loops: tuple[int, ...] = ()
     selection_weight: float = 1e-3
@@ -93,7 +95,14 @@ class ModelConfig:
         fields = {**model.to_dict(), "max_length": max_length, "backend": backend}
         fields["gradient_loops"] = gradient_loops
         fields["plan"] = LoopPlan.parse(model.plan)
-        numbers = ("lora_rank", "low_loops", "selection_weight", "balance_weight")
+        numbers = (
+            "lora_rank",
+            "message_block",
+            "message_rank",
+            "low_loops",
+            "selection_weight",
+            "balance_weight",
+        )
         others = ("norms", "beyond_trained", "low_gradient_loops", "routed_tokens")
         fields |= {name: loop.pop(name) for name in (*numbers, *others)}
         if fields["routed_tokens"] == "gathered" and length_shards > 1:

@@ -126,7 +126,7 @@ class Attention(nn.Module):
 
     With a cache, the tokens attend to what is cached for this loop and layer (``at``) and, each up
     to itself, to each other. ``keep``: whether the keys and values of the tokens given are
-    returned too.
+    returned too. A tuple in place of ``x_BTD`` is what queries, keys and values are made of.
     """
 
     config: ModelConfig
@@ -138,13 +138,14 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Array, inputs: LayerInputs, at: tuple[Array, Array] | None = None
+        self, x_BTD: Any, inputs: LayerInputs, at: tuple[Array, Array] | None = None
     ) -> tuple[Array, KeyValues | None]:
         config = self.config
         heads, groups, size = config.num_heads, config.num_kv_heads, config.head_dim
+        x_BTD, of_keys_BTD, of_values_BTD = x_BTD if isinstance(x_BTD, tuple) else (x_BTD,) * 3
         q_BTHK = dense(config, "query", (heads, size))(x_BTD)
-        k_BTGK = dense(config, "key", (groups, size))(x_BTD)
-        v_BTGK = dense(config, "value", (groups, size))(x_BTD)
+        k_BTGK = dense(config, "key", (groups, size))(of_keys_BTD)
+        v_BTGK = dense(config, "value", (groups, size))(of_values_BTD)
         q_BTHK = head_norm(config, "query_norm")(q_BTHK)
         k_BTGK = head_norm(config, "key_norm")(k_BTGK)
         q_BTHK = self.scaled_query(rope(q_BTHK, inputs.rotation))
@@ -200,12 +201,16 @@ class Layer(nn.Module):
     """One decoder layer: x + attention(norm(x)), then x + MLP(norm(x)); config.norms adds norms.
     Other kinds, of config.layer: models/layer_kinds.py.
 
-    A kind of loop may have a kind of its own (LoopVariant.layer_class), which replaces `entering`
-    and `leaving`.
+    A kind of loop may have a kind of its own (LoopVariant.layer_class), which replaces `reading`,
+    `entering` and `leaving`.
     """
 
     config: ModelConfig
     keep: bool = False
+
+    def reading(self, block: str, x_BTD: Array, inputs: LayerInputs) -> Any:
+        """What the block's norm is given; for `attention` it may be a tuple, see Attention."""
+        return x_BTD
 
     def entering(self, block: str, normed_BTD: Array, inputs: LayerInputs) -> Array:
         """What the block, `attention` or `mlp`, is given."""
@@ -220,11 +225,13 @@ class Layer(nn.Module):
         self, x_BTD: Array, inputs: LayerInputs, at: tuple[Array, Array] | None = None
     ) -> tuple[Array, KeyValues | None]:
         config = self.config
-        normed_BTD = norm(config, "attention_norm")(x_BTD)
+        read = self.reading("attention", x_BTD, inputs)
+        normed_BTD = jax.tree.map(norm(config, "attention_norm"), read)
         normed_BTD = self.entering("attention", normed_BTD, inputs)
         attended_BTD, kept = Attention(config, self.keep, name="attention")(normed_BTD, inputs, at)
         x_BTD = self.joined("attention", x_BTD, attended_BTD, inputs)
-        normed_BTD = self.entering("mlp", norm(config, "mlp_norm")(x_BTD), inputs)
+        read = self.reading("mlp", x_BTD, inputs)
+        normed_BTD = self.entering("mlp", norm(config, "mlp_norm")(read), inputs)
         x_BTD = self.joined("mlp", x_BTD, MLP(config, name="mlp")(normed_BTD), inputs)
         return placed(config, x_BTD, "stream"), kept
 

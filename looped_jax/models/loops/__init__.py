@@ -18,6 +18,7 @@ from looped_jax.models.loops.lanes_hyper import HyperLanes
 from looped_jax.models.loops.lanes_hyperloop import Hyperloop
 from looped_jax.models.loops.last_norm import NormEveryLoop
 from looped_jax.models.loops.lora import LoopLora
+from looped_jax.models.loops.messages import BlockMessages
 from looped_jax.models.loops.nest import OneStack, TwoStacks
 from looped_jax.models.loops.routing_expert import ExpertChoice
 from looped_jax.models.loops.routing_token import TokenChoice
@@ -29,6 +30,7 @@ from looped_jax.models.loops.time import LoopTime
 VARIANTS: dict[str, dict[str, type[LoopVariant]]] = {
     "routing": {"expert_choice": ExpertChoice, "token_choice": TokenChoice},
     "gate": {"linear": LinearGate, "act": AdaptiveTime},
+    "messages": {"blocks": BlockMessages},
     "last_norm": {"every_loop": NormEveryLoop},
     "state": {"noise": NoiseState, "zero": ZeroState},
     "nest": {"two_stacks": TwoStacks, "one_stack": OneStack},

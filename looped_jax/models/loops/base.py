@@ -40,10 +40,12 @@ class Run(NamedTuple):
 
 class LoopState(struct.PyTreeNode):
     """What goes from loop to loop: the residual stream, and by option of config.loop whatever a
-    variant carries beside it, arrays [B, …]."""
+    variant carries beside it, arrays [B, …]. ``entered``: between the layers and the end of a loop,
+    the streams [k, B, T, D] that entered each layer, for a variant with `hears_layers`."""
 
     x_BTD: Array
     extra: dict[str, Any] = struct.field(default_factory=dict)
+    entered: Array | None = None
 
 
 class Counts(struct.PyTreeNode):
@@ -96,6 +98,7 @@ class LoopContext(struct.PyTreeNode):
     loop.
 
     kind: of the Run that a loop belongs to.
+    layers: k.
     trained: the plan's number of loops, for which there are parameters.
     train: whether the pass is one of training, for kinds of loops that have other rules there.
     """
@@ -108,6 +111,7 @@ class LoopContext(struct.PyTreeNode):
     route: Route | None = None
     look: Callable[[Array], Any] | None = struct.field(pytree_node=False, default=None)
     kind: int = struct.field(pytree_node=False, default=0)
+    layers: int = struct.field(pytree_node=False, default=1)
     trained: int = struct.field(pytree_node=False, default=1)
     train: bool = struct.field(pytree_node=False, default=False)
 
@@ -146,12 +150,14 @@ class LoopVariant(nn.Module):
     layer_class: the layers of segments that are looped, a subclass of Layer, for a variant that
       changes something inside them (models/layer_kinds.py says when it may). What they make by
       `per_loop` has every loop of every layer for itself, [L, k, …].
+    hears_layers: whether its `leave` is given ``state.entered``.
     stacks: how many stacks of k layers there are, of which each loop goes through one, as `runs`
       says.
     """
 
     config: ModelConfig
     layer_class: ClassVar[type[Layer]] = Layer
+    hears_layers: ClassVar[bool] = False
     stacks: ClassVar[int] = 1
 
     @classmethod

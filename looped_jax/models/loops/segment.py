@@ -74,8 +74,9 @@ class LoopedSegment(nn.Module):
         of_loops = {f"{of}={names[of]!r}": kind.layer_class for of, kind in variants.items()}
         kind_of_layer = layer_class(self.config, of_loops)
         stacks = max([variant.stacks for variant in variants.values()], default=1)
-        kept = self.wanted.kept
-        made = [stack_of(self.config, self.segment, kind_of_layer, kept) for _ in range(stacks)]
+        self.hears_layers = any(variant.hears_layers for variant in variants.values())
+        what = (kind_of_layer, self.wanted.kept, self.hears_layers)
+        made = [stack_of(self.config, self.segment, *what) for _ in range(stacks)]
         self.layers, self.more_layers = made[0], made[1:]
 
     def variants(self) -> list[tuple[str, LoopVariant]]:
@@ -108,6 +109,7 @@ class LoopedSegment(nn.Module):
             counts=counts,
             route=route,
             look=look,
+            layers=self.segment.layers,
             trained=self.segment.trained_loops,
             train=train,
         )
@@ -166,16 +168,17 @@ class LoopedSegment(nn.Module):
         if active_BT is not None:
             inputs = among(active_BT, inputs) if cache is None else seen_in(slot, inputs)
         if places is None or active_BT is None:
-            x_BTD, kept = layers(x_BTD, numbers, slot, inputs)
+            x_BTD, (kept, entered) = layers(x_BTD, numbers, slot, inputs)
         else:
             x_BPD, inputs = gathered(active_BT, places, x_BTD, inputs)
-            x_BPD, kept = layers(x_BPD, numbers, slot, inputs)
+            x_BPD, (kept, entered) = layers(x_BPD, numbers, slot, inputs)
             x_BTD = put_back(active_BT, x_BPD, x_BTD)
         if kept is not None and active_BT is not None:
             kept = kept.replace(used=active_BT)
-        state = state.replace(x_BTD=x_BTD)
+        state = state.replace(x_BTD=x_BTD, entered=entered)
         for _, variant in reversed(self.variants()):
             state = variant.leave(state, context, loop)
+        state = state.replace(entered=None)
         wanted, emitted = self.wanted, {}
         if wanted.emitted:
             found = {option: variant.emit(state, loop) for option, variant in self.variants()}

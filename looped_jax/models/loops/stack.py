@@ -49,22 +49,27 @@ def remat(config: ModelConfig, target: Any, at: str, prevent_cse: bool) -> Any:
 
 class LayerStep(nn.Module):
     """A Layer in the form that `nn.scan` takes: (carry, the layer's number, broadcast inputs) ->
-    (carry, the layer's new keys and values)."""
+    (carry, (the layer's new keys and values, the stream that entered it))."""
 
     config: ModelConfig
     keep: bool = False
     layer_class: type[Layer] = Layer
+    entered: bool = False
 
     @nn.compact
     def __call__(
         self, x_BTD: Array, layer: Array, loop: Array, inputs: LayerInputs
-    ) -> tuple[Array, KeyValues | None]:
+    ) -> tuple[Array, tuple[KeyValues | None, Array | None]]:
         """One layer; ``loop`` and ``layer`` tell its place in a cache."""
         made = self.layer_class(self.config, self.keep, name="layer")
-        return made(x_BTD, inputs, (loop, layer))
+        entered = x_BTD if self.entered else None
+        x_BTD, kept = made(x_BTD, inputs, (loop, layer))
+        return x_BTD, (kept, entered)
 
 
-def stack_of(config: ModelConfig, segment: Segment, layer_class: type[Layer], keep: bool) -> Any:
+def stack_of(
+    config: ModelConfig, segment: Segment, layer_class: type[Layer], keep: bool, entered: bool
+) -> Any:
     """k layers one after the other, their parameters stacked: a LayerStep with layer numbers."""
     unroll, _ = unrolled_scans(config, segment)
     return nn.scan(
@@ -76,4 +81,4 @@ def stack_of(config: ModelConfig, segment: Segment, layer_class: type[Layer], ke
         length=segment.layers,
         unroll=segment.layers if unroll else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
-    )(config, keep, layer_class)
+    )(config, keep, layer_class, entered)

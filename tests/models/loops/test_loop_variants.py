@@ -60,14 +60,17 @@ def together(options: Iterable[str], i: int) -> tuple[tuple[str, str], ...]:
 
 
 # With loops of two speeds, and with tokens that are not in all loops, go some options only.
-ALIKE = [option for option in VARIANTS if option not in ("nest", "routing")]
+ALIKE = [option for option in VARIANTS if option not in ("nest", "routing", "messages")]
 TOGETHER = {f"together {i}": together(ALIKE, i) for i in range(MOST)}
 ROUTED = {f"routed {i}": together(("routing", "injection", "per_loop"), i) for i in range(3)}
 NESTED = {
     "nested two": (("nest", "two_stacks"), ("injection", "concat"), EMBEDDING),
     "nested one": (("nest", "one_stack"), ("state", "noise"), ADD, ("per_loop", "lora")),
 }
-KINDS = {**ALONE, **TOGETHER, **NESTED, **ROUTED}
+TOLD = {
+    "told": (("messages", "blocks"), ("gate", "linear"), ("last_norm", "every_loop"), EMBEDDING)
+}
+KINDS = {**ALONE, **TOGETHER, **NESTED, **ROUTED, **TOLD}
 FIXED = "routing=token_choice"  # Has the plan's loops only.
 
 
@@ -80,8 +83,9 @@ PLAN = "1x1,2x3"
 
 
 def model_of(kind: str, plan: str = PLAN, **fields: Any) -> Any:
-    """With cycles of three loops, where it has cycles."""
-    return small_model(plan, loop=KINDS[kind], low_loops=2, **fields)
+    """With cycles of three loops, where it has cycles, and messages of every layer."""
+    fields = {"low_loops": 2, "message_block": 1, "message_rank": 3, **fields}
+    return small_model(plan, loop=KINDS[kind], **fields)
 
 
 def random_params(model: Any) -> Any:
@@ -131,6 +135,35 @@ def timed_layer_by_hand(config: Any, weights: Any, x: Any, inputs: Any, time: An
     return x
 
 
+def told_by_hand(config: Any, weights: Any, x: Any, inputs: Any, said: Any) -> Any:
+    """A layer whose inputs are mixed with messages, if there are any."""
+
+    def root(x: Any) -> Any:
+        return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + config.norm_eps)
+
+    def told(reader: str, x: Any) -> Any:
+        if not said:
+            return x
+        scaled = [root(of) for of in said]
+        scores = jnp.stack([of @ weights[f"{reader}_asks"] / config.d_model**0.5 for of in scaled])
+        message = sum(
+            p[..., None] * of for p, of in zip(jax.nn.softmax(scores, 0), scaled, strict=True)
+        )
+        z = jnp.concatenate([root(x), root(message)], -1) @ weights[f"{reader}_down"]["kernel"]
+        forget, take = (
+            jnp.tanh(z @ weights[f"{reader}_{g}"]["kernel"]) for g in ("forget", "take")
+        )
+        return (1 - forget) * x + take * message
+
+    def normed(block: str, x: Any) -> Any:
+        return norm(config, "n").apply({"params": weights[f"{block}_norm"]}, x)
+
+    read = tuple(normed("attention", told(of, x)) for of in ("query", "key", "value"))
+    made: Any = Attention(config).apply({"params": weights["attention"]}, read, inputs)
+    x = x + made[0]
+    return x + MLP(config).apply({"params": weights["mlp"]}, normed("mlp", told("mlp", x)))
+
+
 def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = None) -> jax.Array:
     """The same network in plain Python: a `for` over segments, loops and layers, with lines for
     each variant."""
@@ -166,6 +199,7 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
         nest, low, high = chosen.get("nest"), 0 * x, x
         if nest:
             low = low + jax.lax.stop_gradient(own["nest"]["low"])
+        said: list[Any] = []
         active = jnp.ones(x.shape[:2], bool)
         if chosen.get("routing") == "token_choice":
             p_depths = jax.nn.softmax(x @ own["routing"]["weight"])
@@ -177,6 +211,8 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
             if nest:
                 x = low + high
             of_loop = jax.tree.map(functools.partial(row, loop), of_loops)
+            if "messages" in chosen:
+                x, heard, said = x0, said, []
             if chosen.get("routing") == "expert_choice":
                 p_chosen = jax.nn.sigmoid(x @ of_loop["routing"]["weight"])
                 active = active & (p_chosen > 0.5)
@@ -215,6 +251,10 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
                 x = x + of_loop["per_loop"]["vector"]
             for layer in range(segment.layers):
                 weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
+                if "messages" in chosen:
+                    said += [x] if layer and layer % config.message_block == 0 else []
+                    x = told_by_hand(plain, weights, x, here, heard)
+                    continue
                 if chosen.get("per_loop") == "time":
                     time = time_by_hand(own["per_loop"], loop, segment.loops)
                     x = timed_layer_by_hand(plain, weights, x, here, time)
@@ -243,6 +283,7 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
             if nest:
                 x = normed(x, own["nest"]["norms_1" if second else "norms_0"]["scale"])
                 low, high = (low, x) if is_high else (x, high)
+            said.append(x)
             if chosen.get("gate") == "act":
                 p = jax.nn.sigmoid(before @ own["gate"]["weight"] + own["gate"]["bias"])
                 is_last = (loop == segment.loops - 1) | (halted + p > 0.99)
@@ -288,7 +329,7 @@ def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
     ("kind", "loops"),
     [(k, 6 if k.startswith("nest") else None if k == FIXED else 5) for k in (*ALONE, *NESTED)]
     + [(k, n) for n, k in in_turn((None, 2, None))]
-    + [("routed 0", 2), ("routed 1", None), ("routed 2", 5)],
+    + [("routed 0", 2), ("routed 1", None), ("routed 2", 5), ("told", 5)],
 )
 def test_a_variant_equals_a_plain_for_at_any_loop_count(kind: str, loops: int | None) -> None:
     assert_close(
@@ -309,6 +350,7 @@ EXECUTIONS = [
         *in_turn(EXECUTIONS),
         *in_turn(EXECUTIONS, NESTED),
         *zip(EXECUTIONS[:3], ROUTED, strict=True),
+        *in_turn(EXECUTIONS[1:4], TOLD),
     ],
     ids=str,
 )
@@ -420,6 +462,7 @@ SPLIT = ["8 fsdp, gathered", "2 data, 2 fsdp, 2 tensor", "2 fsdp, 2 tensor, 2 se
         *in_turn(list(MESHES)[1:]),
         *in_turn(list(MESHES)[2::2], NESTED),
         *zip(SPLIT, ROUTED, strict=True),
+        *in_turn(SPLIT[:2], TOLD),
     ],
 )
 def test_loss_and_gradients_are_the_same_on_every_mesh(name: str, kind: str) -> None:
@@ -474,7 +517,13 @@ def test_every_variant_can_be_chosen_and_no_other() -> None:
         known = KEYS[f"loop.{option}"]
         assert known.choices == (known.default, *variants)
     others = {"beyond_trained", "lora_rank", "norms", "low_loops", "low_gradient_loops"}
-    others |= {"selection_weight", "balance_weight", "routed_tokens"}
+    others |= {
+        "message_block",
+        "message_rank",
+        "selection_weight",
+        "balance_weight",
+        "routed_tokens",
+    }
     assert set(VARIANTS) == set(default_config().loop) - others
 
 
