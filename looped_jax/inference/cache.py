@@ -22,8 +22,7 @@ from looped_jax.models.transformer import Inference, LoopedTransformer, Output, 
 _AXES = (None, "layers", "batch", "activation_heads", "cache", "head_dim")
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
     """Keys and values of all tokens so far.
 
     Row b's prompt is in its first ``prompt_B[b]`` places; what was generated since begins behind
