@@ -23,7 +23,7 @@ from looped_jax.training.run import open_run
 
 PROMPTS = ("The ", "In this paper ", "def main(", "She looked ")
 NEW = 128
-DRAFTS = ("none", "1:2", "1:4", "1:8", "2:4")
+DRAFTS = ("none", "1:2", "1:4", "2:4")
 
 
 def say(

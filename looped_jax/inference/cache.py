@@ -154,7 +154,9 @@ def _written(cache: Cache) -> tuple[KeyValues, ...]:
         if cache.place.ndim == 0:
             return jax.lax.dynamic_update_slice_in_dim(old, new, cache.place, axis=4)
         one = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=3)
-        return jax.vmap(one, (2, 2, 0), 2)(old, new, cache.place)
+        # A draft of one layer has no scans in which a layer takes its part: without the barrier XLA
+        # copies the whole cache for each token, and updates it anew in each product that reads it.
+        return jax.lax.optimization_barrier(jax.vmap(one, (2, 2, 0), 2)(old, new, cache.place))
 
     return jax.tree.map(write, cache.segments, cache.pending)
 
