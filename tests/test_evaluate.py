@@ -68,6 +68,7 @@ def test_with_an_exit_the_loops_that_tokens_took_are_said(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--draft=1:2"], "draft=1:2: none of the tasks generates; say some by --tasks"),
         (["--exit=cdf:0.5"], "asks a gate; the model has none"),
         (["--step=7"], "has no checkpoint of step 7; it has 8, 12"),
         (["--tasks=addition"], "addition has another vocabulary than group_z7_n4"),
@@ -140,5 +141,16 @@ def test_downstream_tasks_are_evaluated_within_training_and_after_it(
     assert "95% interval" in done.stderr
     folder = tmp_path / "run" / "evaluations" / "step4_default_loops3_limit4"
     assert len((folder / "svamp.jsonl").read_text().splitlines()) == 4
+    drafts = ("--tasks=svamp", "--limit=4", "--loops=3", "--draft=1:3", data)
+    done = run_module("looped_jax.evaluate", workdir, *drafts)
+    assert done.returncode == 0, done.stderr
+    drafted = json.loads(done.stdout)
+    assert drafted["draft"] == "1:3" and 0 <= drafted["eval/svamp/accepted"] <= 1
+    assert 1 <= drafted["eval/svamp/tokens_per_pass"] <= 4
+    predictions = [
+        [json.loads(line)["prediction"] for line in (of / "svamp.jsonl").read_text().splitlines()]
+        for of in (folder, folder.with_name(folder.name + "_draft-1-3"))
+    ]
+    assert predictions[0] == predictions[1]
     line = fails_in_one_line("looped_jax.evaluate", workdir, "--tasks=swamp", data)
     assert "did you mean 'svamp'" in line

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from collections.abc import Callable
 
 import pytest
@@ -34,6 +35,19 @@ def test_caches_and_exits_are_chosen_and_told(
     assert "mean loops of a token: 1.00; cache (ring:2): 0.0" in done.stderr
 
 
+def test_a_draft_says_the_same_and_what_was_accepted(
+    variants_run: pathlib.Path, run_module: Callable
+) -> None:
+    workdir = f"--workdir={variants_run / 'looped'}"
+    arguments = ("--prompt=3 1 4 2", "--max_tokens=6", "--loops=4")
+    plain = run_module("looped_jax.generate", workdir, *arguments)
+    done = run_module("looped_jax.generate", workdir, *arguments, "--draft=2:3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == plain.stdout
+    said = r"draft 2:3: \d+\.\d% of the drafted tokens accepted, [1-4]\.\d\d tokens per pass"
+    assert re.search(said, done.stderr)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -42,6 +56,8 @@ def test_caches_and_exits_are_chosen_and_told(
         (("--prompt=3", "--top_p=2"), "top_p=2.0 must be above 0"),
         (("--prompt=3", "--step=5"), "has no checkpoint of step 5"),
         (("--prompt=3", "--cache=all"), "cache='all' is none of per_loop, last, mean"),
+        (("--prompt=3", "--draft=2:4"), "draft=2:4 has to have fewer loops than the 2 that verify"),
+        (("--prompt=3", "--draft=1", "--temperature=1"), "draft=1:4 goes with greedy decoding"),
         (("--prompt=3", "--exit=cdf:0.5"), "exit=cdf:0.5 asks a gate; the model has none"),
     ],
 )

@@ -177,7 +177,10 @@ def _written(cache: Cache) -> tuple[KeyValues, ...]:
         if cache.place.ndim == 0:
             return jax.lax.dynamic_update_slice_in_dim(old, new, cache.place, axis=place)
         one = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=place - 1)
-        return jax.vmap(one, (row, row, 0), row)(old, new, cache.place)
+        # A draft of one layer has no scans in which a layer takes its part: without the barrier XLA
+        # copies the whole cache for each token, and updates it anew in each product that reads it.
+        written = jax.vmap(one, (row, row, 0), row)(old, new, cache.place)
+        return jax.lax.optimization_barrier(written)
 
     both = zip(cache.segments, cache.pending, strict=True)
     return tuple(_by_place(write, *pair) for pair in both)

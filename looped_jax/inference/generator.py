@@ -266,7 +266,7 @@ class Generator:
         # The last token said is not read; one place is never seen (inference/cache.py). Drafted
         # tokens that are not accepted have places, too.
         most = max(1, int(room_B[: len(prompts)].max()))
-        capacity = tokens.shape[1] + bucket(most + (self._draft.tokens if self._draft else 0))
+        capacity = tokens.shape[1] + bucket(most) + (self._draft.tokens if self._draft else 0)
         size = self._cache_bytes(len(tokens), capacity)
         self.usage.cache_bytes = max(self.usage.cache_bytes, size)
         logits, cache = self._prefill(self.params, tokens, length_B, capacity)

@@ -136,5 +136,9 @@ def test_caches_and_exits_are_the_harness_s_model_arguments(workdir: str, model:
     found, expected = (m.loglikelihood([request])[0] for m in (first, after_one))
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
     assert found[0] != pytest.approx(model.loglikelihood([request])[0][0], rel=1e-4)
+    says = Request("loop", {"until": [], "max_gen_toks": 12})
+    drafting = LoopedJax(workdir, batch_size=4, draft="1:3")
+    assert drafting.generate_until([says]) == model.generate_until([says])
+    assert drafting.generator.usage.of_draft
     with pytest.raises(UserError, match="asks a gate"):
         LoopedJax(workdir, exit="cdf:0.5")
