@@ -67,8 +67,13 @@ def judge(loops: int = LOOPS, cache: str = "per_loop") -> Any:
             drawn = size * rng.normal(size=weight.shape)
         else:
             drawn = rng.uniform(0.5, 2, size=weight.shape)
-            if "suv" not in name:  # Scales; rates of a tenth to a half, of both signs.
-                drawn *= KEPT * (5 * rng.choice([-1, 1]) if "lambda" in name else 1)
+            # Rates of an eighth to a half, of both signs; logits of several units.
+            if "suv" not in name:
+                drawn *= KEPT
+            if "lambda" in name:
+                drawn *= 5 * rng.choice([-1, 1], size=weight.shape)
+            if "logit" in name:
+                drawn *= 10
         weight.data = torch.tensor(drawn, dtype=torch.float32)
     return model
 
