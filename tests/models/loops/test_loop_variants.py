@@ -232,7 +232,7 @@ def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "loops"), [(k, 5) for k in ALONE] + [(k, n) for n, k in in_turn((None, 2, None))]
+    ("kind", "loops"), [(k, 5) for k in ALONE] + [(k, n) for n, k in in_turn((None, 2, None, 4))]
 )
 def test_a_variant_equals_a_plain_for_at_any_loop_count(kind: str, loops: int | None) -> None:
     assert_close(
