@@ -328,7 +328,7 @@ def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
 @pytest.mark.parametrize(
     ("kind", "loops"),
     [(k, 6 if k.startswith("nest") else None if k == FIXED else 5) for k in (*ALONE, *NESTED)]
-    + [(k, n) for n, k in in_turn((None, 2, None))]
+    + [(k, n) for n, k in in_turn((None, 2, None, 4))]
     + [("routed 0", 2), ("routed 1", None), ("routed 2", 5), ("told", 5)],
 )
 def test_a_variant_equals_a_plain_for_at_any_loop_count(kind: str, loops: int | None) -> None:
