@@ -71,7 +71,7 @@ def losses(workdir: pathlib.Path) -> dict[tuple[int, str], float]:
         (line["step"], name): value
         for line in lines
         for name, value in line.items()
-        if name.endswith(("loss", "accuracy", "grad_norm"))
+        if name.endswith(("loss", "accuracy", "grad_norm", "state_norm"))
     }
 
 
