@@ -1,7 +1,7 @@
 """What a training step of Mixture-of-Recursions costs: every loop over all tokens (masked), over
 those that it chose (gathered), and without routing. Seconds, and model FLOPs beside them.
 
-1x1,4x3,1x1 of width 512 on 8 x 256 tokens, vocabulary 8192.
+1x1,4x3,1x1 of width 512 on 2 x 256 tokens, vocabulary 8192.
 
     python -m benchmarks.routing --rounds=5
 """
@@ -14,6 +14,7 @@ from benchmarks.common import interleaved, machine, save
 from benchmarks.loop_training import make, stepper
 
 SIZE = {"model.plan": "1x1,4x3,1x1", "model.d_model": 512, "model.d_ff": 2048}
+SIZE |= {"train.batch_size": 2}
 CHOOSING = {**SIZE, "loop.routing": "expert_choice"}
 ARMS: dict[str, dict[str, Any]] = {
     "plain": SIZE,
