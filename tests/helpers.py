@@ -1,5 +1,6 @@
 """What several tests build."""
 
+import functools
 import json
 import pathlib
 from typing import Any
@@ -42,6 +43,15 @@ def init(model: LoopedTransformer, seed: int = 0) -> Any:
     tokens = np.zeros((1, 2), np.int32)
     variables = jax.jit(model.init)(init_keys(jax.random.key(seed)), tokens)
     return nn.unbox(parameters(variables))
+
+
+@functools.cache
+def random_params(model: LoopedTransformer, spread: float = 0.3) -> Any:
+    """Parameters of which none is what it is where training begins: kinds of loops that begin as
+    the plain one differ from it."""
+    leaves, tree = jax.tree.flatten(init(model))
+    rng = np.random.default_rng(0)
+    return tree.unflatten([leaf + spread * rng.normal(size=leaf.shape) for leaf in leaves])
 
 
 def batch_logits(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import MESHES, init, random_rows, small_config, small_model
+from helpers import MESHES, init, random_params, random_rows, small_config, small_model
 
 from looped_jax.cost.compiled import cost
 from looped_jax.data.documents import Document, Turn
@@ -31,12 +31,6 @@ def held_out() -> HeldOut:
     texts = ("The quick brown fox jumps over the lazy dog.", "Ja.", "öfter", "x" * 70)
     documents = (Document((Turn("", text),), "en") for text in texts)
     return HeldOut.from_source("text", pack_in_memory(documents, Bytes(), length=12), 100, 8)
-
-
-def random_params(model: Any) -> Any:
-    leaves, tree = jax.tree.flatten(init(model))
-    rng = np.random.default_rng(0)
-    return tree.unflatten([leaf + 0.1 * rng.normal(size=leaf.shape) for leaf in leaves])
 
 
 def by_definition(model: Any, params: Any) -> dict[str, float]:
@@ -87,7 +81,7 @@ def watched(model: Any, params: Any, **mesh: Any) -> dict[str, float]:
 
 @pytest.mark.parametrize("mesh", ["1", "8 data", "8 fsdp, gathered"])
 def test_numbers_of_loops_are_those_of_their_definitions(mesh: str) -> None:
-    params = random_params(model_of())
+    params = random_params(model_of(), 0.1)
     overrides = dict(MESHES[mesh])
     model = model_of(gather=overrides.pop("model__gather", "layer"))
     found, expected = watched(model, params, **overrides), by_definition(model_of(), params)
@@ -96,7 +90,7 @@ def test_numbers_of_loops_are_those_of_their_definitions(mesh: str) -> None:
 
 
 def test_tokens_that_have_become_one_have_a_cosine_of_one() -> None:
-    params = random_params(model_of())
+    params = random_params(model_of(), 0.1)
     table_VD = params["embed"]["embedding"]
     params["embed"]["embedding"] = jnp.broadcast_to(table_VD[:1], table_VD.shape)
     found = watched(model_of(), params)

@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import MESHES, batch_logits, init, random_rows, small_config, small_model
+from helpers import (
+    MESHES,
+    batch_logits,
+    init,
+    random_params,
+    random_rows,
+    small_config,
+    small_model,
+)
 
 from looped_jax.config import validate
 from looped_jax.cost.compiled import cost
@@ -31,13 +39,6 @@ KEYS = {f"model__{key}": value for key, value in MODEL.items()} | {"loop__inject
 
 def ngpt(plan: str = PLAN, **fields: Any) -> Any:
     return small_model(plan, **{**MODEL, "loop": LOOP, **fields})
-
-
-def random_params(model: Any) -> Any:
-    """No scale is what it is at the start; some rates are negative."""
-    leaves, tree = jax.tree.flatten(init(model))
-    rng = np.random.default_rng(0)
-    return tree.unflatten([leaf + 0.3 * rng.normal(size=leaf.shape) for leaf in leaves])
 
 
 def unit(x: Any, axis: Any = -1) -> Any:

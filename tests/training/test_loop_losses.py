@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import MESHES, batch_logits, init, random_rows, small_config, small_model
+from helpers import (
+    MESHES,
+    batch_logits,
+    init,
+    random_params,
+    random_rows,
+    small_config,
+    small_model,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,12 +53,6 @@ def losses(name: str, plan: str = PLAN, **overrides: Any) -> LoopLosses:
     made = LoopLosses.from_config(small_config(model__plan=plan, **options(name), **overrides))
     assert made is not None
     return made
-
-
-def random_params(model: Any) -> Any:
-    leaves, tree = jax.tree.flatten(init(model))
-    rng = np.random.default_rng(0)
-    return tree.unflatten([leaf + 0.1 * rng.normal(size=leaf.shape) for leaf in leaves])
 
 
 def by_hand(model: Any, params: Any, name: str) -> tuple[jax.Array, jax.Array]:
@@ -101,7 +103,7 @@ def gated(name: str, **fields: Any) -> Any:
 @pytest.mark.parametrize("name", KINDS)
 def test_a_loss_is_its_formula_over_passes_of_one_to_all_loops(name: str) -> None:
     model, objective = gated(name, remat="loop" if name == "expected" else "none"), losses(name)
-    params = random_params(model)
+    params = random_params(model, 0.1)
     metrics, grads = jax.jit(lambda p: loss_and_grads(model, p, ROWS, losses=objective))(params)
     by_passes = jax.value_and_grad(lambda p: by_hand(model, p, name), has_aux=True)
     (value, last), expected = jax.jit(by_passes)(params)
@@ -117,7 +119,7 @@ def test_a_loss_is_its_formula_over_passes_of_one_to_all_loops(name: str) -> Non
 
 def test_parts_of_a_batch_have_the_losses_of_the_whole() -> None:
     model, objective = gated("expected"), losses("expected")
-    params = random_params(model)
+    params = random_params(model, 0.1)
     rows = jax.tree.map(lambda x: np.concatenate([x, x[::-1]]), ROWS)
 
     @functools.partial(jax.jit, static_argnums=1)

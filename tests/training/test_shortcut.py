@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import MESHES, init, random_rows, small_config, small_model
+from helpers import MESHES, init, random_params, random_rows, small_config, small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,12 +80,6 @@ def test_routes_are_as_likely_as_in_the_papers_code() -> None:
     assert mean == fractions.Fraction(mean_steps(loops))
 
 
-def random_params(model: Any) -> Any:
-    leaves, tree = jax.tree.flatten(init(model))
-    rng = np.random.default_rng(0)
-    return tree.unflatten([leaf + 0.2 * rng.normal(size=leaf.shape) for leaf in leaves])
-
-
 def stream_by_hand(model: Any, params: Any, sizes: list[float]) -> jax.Array:
     """A plain `for` over steps of these sizes."""
     config, part = model.config, params["segment_0"]["per_loop"]
@@ -147,7 +141,7 @@ def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
 
 def test_the_loss_is_that_of_two_whole_passes() -> None:
     step, model = compiled()
-    params = random_params(model)
+    params = random_params(model, 0.2)
     for units in ((4,), (1, 3), (2, 1, 1)):
         metrics, grads = step(params, with_route(units))
         of_hand = functools.partial(by_hand, model, sizes=[u / LOOPS for u in units])
@@ -159,7 +153,7 @@ def test_the_loss_is_that_of_two_whole_passes() -> None:
 
 def test_the_route_of_equal_steps_is_the_plain_pass_of_so_many_loops() -> None:
     _, model = compiled()
-    params = random_params(model)
+    params = random_params(model, 0.2)
     route_BS = np.tile(np.float32([0.5, 0.5, 0.0]), (3, 1))
     along = batch_forward(model, params, ROWS, route_BS=route_BS).x_BTD
     assert_close(along, batch_forward(model, params, ROWS, loops=2).x_BTD, 1e-5)
@@ -169,7 +163,7 @@ def test_the_route_of_equal_steps_is_the_plain_pass_of_so_many_loops() -> None:
     "how", [{"unroll": "full"}, {"remat": "loop"}, {"remat": "layer"}], ids=str
 )
 def test_execution_does_not_change_a_short_route(how: dict[str, Any]) -> None:
-    params, batch = random_params(compiled()[1]), with_route((1, 3))
+    params, batch = random_params(compiled()[1], 0.2), with_route((1, 3))
     assert_close(compiled(**how)[0](params, batch), compiled()[0](params, batch))
 
 

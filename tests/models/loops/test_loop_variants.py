@@ -21,6 +21,7 @@ from helpers import (
     batch_logits,
     distinct_tokens,
     init,
+    random_params,
     random_rows,
     small_config,
     small_model,
@@ -86,13 +87,6 @@ def model_of(kind: str, plan: str = PLAN, **fields: Any) -> Any:
     """With cycles of three loops, where it has cycles, and messages of every layer."""
     fields = {"low_loops": 2, "message_block": 1, "message_rank": 3, **fields}
     return small_model(plan, loop=KINDS[kind], **fields)
-
-
-def random_params(model: Any) -> Any:
-    """Nothing is zero: neither what begins as the plain loop."""
-    leaves, tree = jax.tree.flatten(init(model))
-    rng = np.random.default_rng(0)
-    return tree.unflatten([leaf + 0.3 * rng.normal(size=leaf.shape) for leaf in leaves])
 
 
 def with_lora(weights: Any, thin: Any) -> Any:
@@ -313,7 +307,10 @@ def value_and_grad(kind: str, loops: int | None = None, **fields: Any) -> Any:
     model = model_of(kind, **fields)
     forward = by_hand if fields.get("unroll") == "by hand" else batch_logits
     loss = lambda p: jnp.sum(jnp.sin(forward(model, p, ROWS, loops)))  # noqa: E731
-    return jax.jit(jax.value_and_grad(loss))(random_params(model_of(kind)))
+    compute = jax.value_and_grad(loss)
+    # A plain `for` takes longer to compile than to run.
+    compute = compute if forward is by_hand else jax.jit(compute)
+    return compute(random_params(model_of(kind)))
 
 
 def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import batch_logits, init, random_rows, small_config, small_model
+from helpers import batch_logits, init, random_params, random_rows, small_config, small_model
 
 from looped_jax.config import validate
 from looped_jax.cost.compiled import cost
@@ -27,12 +27,6 @@ STACKS = {"two_stacks": ("layers", "more_layers_0"), "one_stack": ("layers", "la
 
 def model_of(nest: str, plan: str = "1x6", **fields: Any) -> Any:
     return small_model(plan, loop=(("nest", nest),), **{"low_loops": 2, **fields})
-
-
-def random_params(model: Any) -> Any:
-    leaves, tree = jax.tree.flatten(init(model))
-    rng = np.random.default_rng(0)
-    return tree.unflatten([leaf + 0.2 * rng.normal(size=leaf.shape) for leaf in leaves])
 
 
 def by_hand(model: Any, params: Any, kept: list[int], cycles: int) -> jax.Array:
@@ -73,7 +67,7 @@ def test_gradients_are_cut_where_a_plain_loop_cuts_them(
     nest: str, asked: tuple[int, ...], kept: list[int]
 ) -> None:
     model = model_of(nest, low_gradient_loops=asked)
-    params = random_params(model)
+    params = random_params(model, 0.2)
 
     def value_and_grad(run: Any) -> Any:
         return jax.jit(jax.value_and_grad(lambda p: jnp.sum(jnp.sin(run(p)))))(params)
