@@ -1,9 +1,10 @@
 """The fair table: the arms of experiments/sweeps/variants_small.py, or of variants_text_small.py.
 
-Of each arm the learning rate is that with the best mean over seeds of the last evaluation, on
-validation rows; what is reported is measured here, on test rows: at several loop counts and, of a
-synthetic task, on longer problems. An arm is its mean over seeds and the lowest and highest of
-them. A rate at an end of the grid is marked: the arm might do better beyond it.
+Of each arm the learning rate is that with the best last evaluation of the tuning seed, on
+validation rows; what is reported is measured here, of the other seeds at this rate, on test rows:
+at several loop counts and, of a synthetic task, on longer problems. An arm is its mean over seeds
+and the lowest and highest of them. A rate at an end of the grid is marked: the arm might do better
+beyond it.
 
     python -m benchmarks.variants --runs=runs/variants_small --tasks=group_s3_n7,group_s3_n9
     python -m benchmarks.variants --runs=runs/variants_text_small
@@ -24,6 +25,7 @@ import matplotlib.pyplot as plt
 from tqdm import tqdm
 
 from benchmarks.common import RESULTS, machine, save
+from experiments.sweeps.variants_small import SEEDS, TUNING
 from looped_jax.analysis.records import Record, find_runs
 from looped_jax.evaluation.held_out import Evaluator
 from looped_jax.evaluation.metric_table import Metric
@@ -64,25 +66,32 @@ class Arm:
 
 
 def best_arms(records: Sequence[Record], metric: str) -> list[Arm]:
-    """Each arm at the rate with the best mean of the last value of ``metric``."""
-    grid: dict[str, dict[float, list[Record]]] = {}
+    """Each arm at the rate at which the tuning seed ended with the best ``metric``, with the runs
+    of the measuring seeds at that rate; SystemExit if one is not there."""
+    tuning: dict[str, dict[float, float]] = {}
+    measuring: dict[tuple[str, float], dict[int, Record]] = {}
     for record in records:
         if record.step < record.config.train.steps:
             raise SystemExit(f"{record.name} has not finished; the sweep's command goes on with it")
-        rates = grid.setdefault(record.name.partition("_lr")[0], {})
-        rates.setdefault(record.config.optimizer.learning_rate, []).append(record)
-    sign = -1 if Metric(metric).kind.higher_is_better else 1
-
-    def badness(runs: list[Record]) -> float:
-        values = [record.last(metric) for record in runs]
-        assert None not in values, metric
-        return sign * statistics.fmean(value for value in values if value is not None)
-
+        name, rate = record.name.partition("_lr")[0], record.config.optimizer.learning_rate
+        value = record.last(metric)
+        assert value is not None, metric
+        if record.seed == TUNING:
+            tuning.setdefault(name, {})[rate] = value
+        else:
+            measuring.setdefault((name, rate), {})[record.seed] = record
+    better = max if Metric(metric).kind.higher_is_better else min
     arms = []
-    for name, rates in grid.items():
-        best = min(rates, key=lambda rate: badness(rates[rate]))
-        runs = tuple(sorted(rates[best], key=lambda record: record.seed))
-        arms.append(Arm(name, best, best in (min(rates), max(rates)), runs))
+    for name, values in tuning.items():
+        best = better(values, key=lambda rate: values[rate])
+        runs = measuring.get((name, best), {})
+        if set(runs) != set(SEEDS):
+            raise SystemExit(
+                f"{name}: its best rate is {best:g}, where seeds {SEEDS} are to be measured; there "
+                f"are {sorted(runs)}: TUNED of the sweep has to say so, and the sweep to run again"
+            )
+        ends = (min(values), max(values))
+        arms.append(Arm(name, best, best in ends, tuple(runs[seed] for seed in SEEDS)))
     return arms
 
 

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from looped_jax.models.config import ModelConfig
+from looped_jax.models.layers import is_token
 from looped_jax.models.loops.base import LoopOutput, collections
 from looped_jax.models.loops.gate import exit_log_p
 from looped_jax.models.loops.segment import LoopedSegment, Wanted
-from looped_jax.models.loops.watched import OF_PAIRS, OF_TOKENS, counts, real_tokens
+from looped_jax.models.loops.watched import OF_PAIRS, OF_TOKENS, counts
 from looped_jax.models.transformer import LoopedTransformer, Output
 
 Array = jax.Array
@@ -34,7 +35,7 @@ def wanted(config: ModelConfig) -> Wanted:
 def sums(config: ModelConfig, output: Output, segment_ids_BT: Array) -> Sums:
     """Of a batch, by segment: sums over tokens and over pairs of them, [L], and how many there are,
     [], of both."""
-    real_BT = real_tokens(segment_ids_BT, output.x_BTD)
+    real_BT = is_token(segment_ids_BT, output.x_BTD)
     tokens_B, pairs_B = counts(real_BT)
     found: Sums = {}
     for index in config.plan.looped:

@@ -116,6 +116,8 @@ class ModelConfig:
                 f"config.loop.routing={loop['routing']!r} is about one looped segment; plan "
                 f"{fields['plan']} has {looped}"
             )
+        if loop["nest"] != "none":
+            _check_gradient_loops(loop["nest"], **{of: fields[of] for of in _CYCLES})
         plain = {option: KEYS[f"loop.{option}"].default for option in loop}
         fields["loop"] = tuple(sorted((k, name) for k, name in loop.items() if name != plain[k]))
         fields["vocab_size"] = model.vocab_size or 8 * -(-vocab_size // 8)
@@ -126,3 +128,25 @@ class ModelConfig:
             model.attention, backend, max_length // length_shards, model.dtype
         )
         return cls(**fields)
+
+
+_CYCLES = ("plan", "low_loops", "low_gradient_loops")
+
+
+def _check_gradient_loops(
+    nest: str, plan: LoopPlan, low_loops: int, low_gradient_loops: tuple[int, ...]
+) -> None:
+    """UserError for numbers of more cycles than there are, and where the low stack would never
+    learn."""
+    for segment in (plan.segments[i] for i in plan.looped):
+        cycles, given = segment.loops // (low_loops + 1), len(low_gradient_loops)
+        if given > cycles:
+            raise UserError(
+                f"config.loop.low_gradient_loops has {given} numbers for the {cycles} cycles of "
+                f"{segment} (config.loop.low_loops={low_loops})"
+            )
+        if nest == "two_stacks" and given == cycles and not any(low_gradient_loops):
+            raise UserError(
+                f"config.loop.low_gradient_loops={low_gradient_loops}: the low stack of {segment} "
+                "would not be trained"
+            )

@@ -51,6 +51,13 @@ class LayerInputs(struct.PyTreeNode):
     kernel: str | None = struct.field(pytree_node=False, default=None)
 
 
+def is_token(segment_ids_BT: Array | None, like_BTD: Array) -> Array:
+    """True where a row has a token, bool [B, T]; elsewhere padding, which is of document 0."""
+    if segment_ids_BT is None:
+        return jnp.ones(like_BTD.shape[:2], bool)
+    return segment_ids_BT > 0
+
+
 def unit(x: Array, eps: float, axis: int | tuple[int, ...] = -1) -> Array:
     """x / sqrt(sum x^2 + eps) over ``axis``: of length 1; computed in float32."""
     wide = x.astype(jnp.float32)

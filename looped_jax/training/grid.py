@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from looped_jax import config as config_lib
 from looped_jax.errors import UserError
 from looped_jax.training.job import planned_step_flops
@@ -100,14 +102,25 @@ def at_equal_flops(
     reference: Mapping[str, Any],
 ) -> tuple[Point, ...]:
     """The points, each with the `train.steps` after which it has been trained with as many FLOPs
-    (models/flops.py) as the point ``reference``, of the experiment ``config`` with ``base``."""
+    (models/flops.py) as the point ``reference``, of the experiment ``config`` with ``base``, and
+    with the same share of them warming up. UserError for steps that grow (a curriculum of loops,
+    stacking): how much one costs follows from how many there are."""
 
-    def of(point: Mapping[str, Any]) -> tuple[float, int]:
+    def loaded(point: Mapping[str, Any]) -> ConfigDict:
         made = SweepRun(run_name(point), config, {**base, **point}).load()
-        return planned_step_flops(made), int(made.train.steps)
+        if made.counts.curriculum != "none" or made.stacking.block:
+            raise UserError(f"{run_name(point)}: its steps grow; at_equal_flops is for equal ones")
+        return made
 
-    step, steps = of(reference)
-    return tuple({**p, "train.steps": max(1, round(steps * step / of(p)[0]))} for p in points)
+    whole = loaded(reference)
+    flops = whole.train.steps * planned_step_flops(whole)
+
+    def equalled(point: Mapping[str, Any]) -> Point:
+        steps = max(1, round(flops / planned_step_flops(loaded(point))))
+        warmup = round(steps * whole.optimizer.warmup_steps / whole.train.steps)
+        return {**point, "train.steps": steps, "optimizer.warmup_steps": warmup}
+
+    return tuple(equalled(point) for point in points)
 
 
 def runs(

@@ -6,12 +6,22 @@ import re
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from looped_jax.errors import UserError
-from looped_jax.training.grid import LONGEST, crossed, product, run_name, runs, zipped
-from looped_jax.training.sweep import load_sweep
+from looped_jax.training.grid import (
+    LONGEST,
+    at_equal_flops,
+    crossed,
+    product,
+    run_name,
+    runs,
+    zipped,
+)
+from looped_jax.training.job import planned_step_flops
+from looped_jax.training.sweep import SweepRun, load_sweep
 
 KEYS = ("model.plan", "optimizer.learning_rate", "loop.norms", "model.norm", "train.norm")
 SCALARS = st.one_of(st.integers(), st.floats(allow_nan=False), st.booleans(), st.text(max_size=20))
@@ -122,3 +132,27 @@ def test_a_sweep_file_of_a_grid_has_a_run_for_each_point(tmp_path: pathlib.Path)
     last = loaded["plan=2x2_train.batch_size=64_learning_rate=0.003"]
     assert (last.model.plan, last.train.batch_size, last.train.steps) == ("2x2", 64, 500)
     assert last.optimizer.learning_rate == 0.003
+
+
+GROUP = str(ROOT / "experiments" / "group.py")
+SHORT = {"train.steps": 1000, "optimizer.warmup_steps": 200}
+
+
+def test_steps_at_equal_flops_cost_the_same_and_warm_up_alike() -> None:
+    arms = [{"model.plan": "1x1"}, {"model.plan": "1x6"}, {"loop.injection": "concat"}]
+    points = at_equal_flops(GROUP, arms, SHORT, {})
+    whole = planned_step_flops(SweepRun("whole", GROUP, SHORT).load()) * 1000
+    assert points[0]["train.steps"] > 2000 > 1000 > points[2]["train.steps"]
+    for arm, point in zip(arms, points, strict=True):
+        assert arm.items() <= point.items()
+        cost = planned_step_flops(SweepRun("arm", GROUP, point).load()) * point["train.steps"]
+        assert cost == pytest.approx(whole, rel=1e-3)
+        assert point["optimizer.warmup_steps"] / point["train.steps"] == pytest.approx(
+            0.2, abs=1e-3
+        )
+
+
+def test_steps_that_grow_have_no_equal_flops() -> None:
+    grows = {"counts.curriculum": "linear", "counts.curriculum_steps": 100}
+    with pytest.raises(UserError, match=r"curriculum=linear.*: its steps grow"):
+        at_equal_flops(GROUP, [grows], SHORT, {})

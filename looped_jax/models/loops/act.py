@@ -58,7 +58,9 @@ class AdaptiveTime(TokenGate):
         def where_it_runs(new: Array, old: Array) -> Array:
             return jnp.where(runs_BT.reshape(*runs_BT.shape, *(1,) * (new.ndim - 2)), new, old)
 
-        state = jax.tree.map(where_it_runs, state.replace(extra=_others(state)), act["before"])
+        state = jax.tree.map(
+            where_it_runs, state.replace(extra=_others(state), entered=None), act["before"]
+        )
         # Loops so far and what remains for this one, should it be the token's last.
         after = {
             "sum": jnp.where(runs_BT & halts_BT, 1.0, sum_BT + weight_BT),

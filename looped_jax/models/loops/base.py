@@ -22,7 +22,7 @@ from flax import struct
 from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.execution import partitioned
-from looped_jax.models.layers import Array, KeyValues, Layer, LayerInputs
+from looped_jax.models.layers import Array, KeyValues, Layer, LayerInputs, is_token
 
 # Flax's collection of parameters of which every loop has its own: [L, …] with the trained L.
 PER_LOOP = "per_loop"
@@ -115,6 +115,11 @@ class LoopContext(struct.PyTreeNode):
     trained: int = struct.field(pytree_node=False, default=1)
     train: bool = struct.field(pytree_node=False, default=False)
 
+    @property
+    def token_BT(self) -> Array:
+        """True where a row has a token, not padding."""
+        return is_token(self.inputs.segment_ids_BT, self.x0_BTD)
+
 
 class LoopOutput(struct.PyTreeNode):
     """What a loop leaves behind; of a whole segment [L, …]. None is what nobody asked for.
@@ -193,6 +198,11 @@ class LoopVariant(nn.Module):
     def leave(self, state: LoopState, context: LoopContext, loop: Array) -> LoopState:
         """After the layers of a loop."""
         return state
+
+    def updated(self, x_BTD: Array, state: LoopState, context: LoopContext) -> Array:
+        """Before a loop: of its end, what stands in the place of the stream ``x_BTD`` that it ends
+        with, for those who compare them (models/loops/watched.py)."""
+        return x_BTD
 
     def around(self, before: LoopState, after: LoopState) -> LoopState:
         """After loops without gradients: ``after``, in which what these loops leave as it is comes

@@ -57,7 +57,7 @@ class TwoStacks(LoopVariant):
         with_gradient = config.low_gradient_loops or (config.low_loops,) * cycles
         with_gradient = (1,) * (cycles - len(with_gradient)) + with_gradient
         runs: list[Run] = []
-        for count in with_gradient[:cycles]:
+        for count in with_gradient[-cycles:]:
             runs += [Run(config.low_loops - count, LOW, False), Run(count, LOW), Run(1, HIGH)]
         return tuple(run for run in runs if run.loops)
 
@@ -78,6 +78,11 @@ class TwoStacks(LoopVariant):
         low_BTD, high_BTD = state.extra["nest"]
         nest = (x_BTD, high_BTD) if context.kind == LOW else (low_BTD, x_BTD)
         return state.replace(x_BTD=x_BTD, extra={**state.extra, "nest": nest})
+
+    def updated(self, x_BTD: Array, state: LoopState, context: LoopContext) -> Array:
+        """The state of its kind."""
+        of_kind_BTD: Array = state.extra["nest"][LOW if context.kind == LOW else HIGH]
+        return of_kind_BTD
 
     def around(self, before: LoopState, after: LoopState) -> LoopState:
         """Low updates leave z_high as it is."""

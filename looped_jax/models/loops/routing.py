@@ -8,15 +8,9 @@ import jax.numpy as jnp
 
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.layers import Array
-from looped_jax.models.loops.base import LoopContext, LoopState, LoopVariant
+from looped_jax.models.loops.base import LoopState, LoopVariant
 
 ROUTER_INIT = nn.initializers.normal(0.02)
-
-
-def is_token(context: LoopContext) -> Array:
-    """True where a row has a token, bool [B, T]; elsewhere padding, which is of document 0."""
-    ids_BT = context.inputs.segment_ids_BT
-    return jnp.ones(context.x0_BTD.shape[:2], bool) if ids_BT is None else ids_BT != 0
 
 
 def row_mean(values_BT: Array, of_BT: Array) -> Array:

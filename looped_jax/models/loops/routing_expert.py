@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.layers import Array
 from looped_jax.models.loops.base import LoopContext, LoopState
-from looped_jax.models.loops.routing import ROUTER_INIT, Routing, is_token, row_mean
+from looped_jax.models.loops.routing import ROUTER_INIT, Routing, row_mean
 
 ALPHA = 0.1
 
@@ -51,7 +51,10 @@ class ExpertChoice(Routing):
         """Chooses."""
         weight_D = self.per_loop("weight", ROUTER_INIT, (self.config.d_model,), "embed")
         z_BT = state.x_BTD.astype(jnp.float32) @ weight_D
-        candidate_BT, token_BT = state.extra["routing"]["active"], is_token(context)
+        candidate_BT, token_BT = (
+            state.extra["routing"]["active"],
+            context.token_BT,
+        )
         goes_on_BT = z_BT > 0
         active_BT = candidate_BT & goes_on_BT
         if context.train:

@@ -23,7 +23,7 @@ from looped_jax.models.config import ModelConfig
 from looped_jax.models.execution import partitioned
 from looped_jax.models.layers import Array
 from looped_jax.models.loops.base import LoopContext, LoopState
-from looped_jax.models.loops.routing import ROUTER_INIT, Routing, is_token, row_mean
+from looped_jax.models.loops.routing import ROUTER_INIT, Routing, row_mean
 
 Z_WEIGHT = 1e-5
 
@@ -45,7 +45,7 @@ class TokenChoice(Routing):
         z_BTL = state.x_BTD.astype(jnp.float32) @ weight_DL
         p_BTL = jax.nn.softmax(z_BTL)
         depth_BT, weight_BT = jnp.argmax(p_BTL, axis=-1), jnp.max(p_BTL, axis=-1)
-        token_BT = is_token(context)
+        token_BT = context.token_BT
 
         def mean_BL(of_loop_BTL: Array) -> Array:
             return jax.vmap(row_mean, (2, None), 1)(of_loop_BTL, token_BT)

@@ -38,7 +38,7 @@ from looped_jax.models.loops.exits import ExitRule, until_exit
 from looped_jax.models.loops.gathering import gathered_once
 from looped_jax.models.loops.routes import routed_loops
 from looped_jax.models.loops.stack import remat, stack_of, unrolled_scans
-from looped_jax.models.loops.watched import real_tokens, watched
+from looped_jax.models.loops.watched import watched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +153,8 @@ class LoopedSegment(nn.Module):
         active tokens of each row, only these go through the layers."""
         before_BTD = state.x_BTD
         for _, variant in self.variants():
+            before_BTD = variant.updated(before_BTD, state, context)
+        for _, variant in self.variants():
             state = variant.enter(state, context, loop)
         inputs = context.inputs
         for _, variant in self.variants():
@@ -186,8 +188,7 @@ class LoopedSegment(nn.Module):
         looked = None if context.look is None else context.look(state.x_BTD)
         seen = {}
         if wanted.watched and self.segment.trained_loops > 1:
-            real_BT = real_tokens(context.inputs.segment_ids_BT, before_BTD)
-            seen = watched(before_BTD, state.x_BTD, real_BT)
+            seen = watched(before_BTD, state.x_BTD, context.token_BT)
         depth_BT = None
         if active_BT is not None and not context.train:
             depth_BT = active_BT.astype(jnp.int32)

@@ -1,5 +1,6 @@
 """What is watched of every loop (docs/train.md), reduced over tokens where the loop ends: of h_t, a
-token's stream at the end of loop t, and h_{t-1}, its stream when the loop began,
+token's stream at the end of loop t, and h_{t-1}, its stream when the loop began (with loops at two
+speeds the state that the loop is to update, LoopVariant.updated),
 
 state_norm             ||h_t||
 relative_update        ||h_t - h_{t-1}|| / ||h_t||, what an exit by `state` asks (exits.py)
@@ -22,21 +23,14 @@ OF_PAIRS = ("cosine_between_tokens",)
 _TINY = 1e-18
 
 
-def real_tokens(segment_ids_BT: Array | None, like_BTD: Array) -> Array:
-    """1 for each token of a document, 0 for padding, float32 [B, T]."""
-    if segment_ids_BT is None:
-        return jnp.ones(like_BTD.shape[:2], jnp.float32)
-    return (segment_ids_BT > 0).astype(jnp.float32)
-
-
 def counts(real_BT: Array) -> tuple[Array, Array]:
-    """Tokens, and ordered pairs of different tokens of a row, float32 [B]."""
-    tokens_B = jnp.sum(real_BT, axis=1)
+    """Tokens, and ordered pairs of different tokens of a row, float32 [B], of a mask [B, T]."""
+    tokens_B = jnp.sum(real_BT.astype(jnp.float32), axis=1)
     return tokens_B, tokens_B * (tokens_B - 1.0)
 
 
 def watched(before_BTD: Array, x_BTD: Array, real_BT: Array) -> dict[str, Array]:
-    """Sums over a row's real tokens, or its pairs of them, float32 [B] each."""
+    """Sums over a row's real tokens (a mask), or its pairs of them, float32 [B] each."""
     before_BTD, x_BTD = before_BTD.astype(jnp.float32), x_BTD.astype(jnp.float32)
     norm_BT, before_BT, update_BT = (
         jnp.linalg.norm(of_BTD, axis=-1) for of_BTD in (x_BTD, before_BTD, x_BTD - before_BTD)

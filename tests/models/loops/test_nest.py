@@ -16,7 +16,8 @@ from looped_jax.inference.policy import CachePolicy
 from looped_jax.models.flops import train_flops
 from looped_jax.models.layers import Layer, LayerInputs, norm, rope_angles
 from looped_jax.models.loops.exits import ExitRule
-from looped_jax.models.transformer import check_loops
+from looped_jax.models.loops.segment import Wanted
+from looped_jax.models.transformer import batch_forward, check_loops
 from looped_jax.training.job import make_job
 from looped_jax.training.regularizer import layer_groups
 from looped_jax.training.train_step import loss_and_grads
@@ -60,7 +61,6 @@ def by_hand(model: Any, params: Any, kept: list[int], cycles: int) -> jax.Array:
         ("two_stacks", (0, 1), [0, 1]),
         ("two_stacks", (2,), [1, 2]),
         ("one_stack", (1, 0), [1, 0]),
-        ("two_stacks", (0, 1, 2), [0, 1]),  # Of more cycles than there are.
     ],
 )
 def test_gradients_are_cut_where_a_plain_loop_cuts_them(
@@ -162,3 +162,25 @@ def test_counts_exits_and_shared_caches_are_refused() -> None:
     for cache in ("last", "mean", "ring:2"):
         with pytest.raises(UserError, match=f"cache={cache}: loops of config.loop.nest"):
             CachePolicy.parse(cache).check(config, None)
+
+
+def test_numbers_of_more_cycles_than_there_are_and_a_stack_that_never_learns_are_refused() -> None:
+    keys = {"loop__nest": "two_stacks", "loop__low_loops": 1}
+    with pytest.raises(UserError, match="has 3 numbers for the 2 cycles of 1x4"):
+        make_job(small_config(model__plan="1x4", loop__low_gradient_loops=(0, 1, 1), **keys))
+    with pytest.raises(UserError, match="the low stack of 1x4 would not be trained"):
+        make_job(small_config(model__plan="1x4", loop__low_gradient_loops=(0, 0), **keys))
+    model = model_of("two_stacks", low_gradient_loops=(0, 1))
+    check_loops(model, 3)  # Evaluated with the last of its two cycles.
+
+
+def test_what_is_watched_is_of_the_state_that_a_loop_updates() -> None:
+    model = model_of("two_stacks", "1x4", low_loops=1)
+    params = random_params(model, 0.2)
+    output = batch_forward(model, params, ROWS, wanted=Wanted(states=True, watched=True))
+    of_loops = output.segments[0]
+    _, high, _, higher = (np.asarray(of_loops.x_BTD[t], np.float64) for t in range(4))
+    update = np.linalg.norm(higher - high, axis=-1) / np.linalg.norm(higher, axis=-1)
+    found = np.asarray(of_loops.watched["relative_update"][3])
+    token_BT = ROWS["segment_ids"] > 0
+    np.testing.assert_allclose(found, np.sum(update * token_BT, axis=1), rtol=1e-4)
