@@ -30,6 +30,8 @@ MESHES = {
 # With the weights of a segment gathered once for all its loops.
 for name in list(MESHES)[1:]:
     MESHES[f"{name}, gathered"] = dict(MESHES[name], model__gather="segment")
+# Every axis, gathered and not, for what is made of parts that are tried on every mesh.
+TWO_MESHES = ("2 data, 2 fsdp, 2 tensor, gathered", "2 fsdp, 2 tensor, 2 sequence")
 
 
 def small_model(plan: str = "2x2", **fields: Any) -> LoopedTransformer:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import MESHES, init, random_rows, small_config, small_model
+from helpers import MESHES, TWO_MESHES, init, random_rows, small_config, small_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,8 +107,9 @@ def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
 def test_counted_loops_equal_a_plain_for_that_cuts_gradients(kind: str) -> None:
     params, run = params_of(kind), compiled(kind)
     for loops in (1, M, 9):
-        expected = jax.jit(
-            jax.value_and_grad(lambda p, loops=loops: jnp.sum(jnp.sin(by_hand(kind, p, loops))))
+        # A plain `for` takes longer to compile than to run.
+        expected = jax.value_and_grad(
+            lambda p, loops=loops: jnp.sum(jnp.sin(by_hand(kind, p, loops)))
         )(params)
         assert_close(run(params, np.full(3, loops, np.int32)), expected)
     assert run._cache_size() == 1  # Whatever the count.
@@ -136,7 +137,7 @@ def test_rows_of_different_counts_are_what_each_is_by_itself() -> None:
     "how",
     [
         {"unroll": "none"},
-        *({"remat": mode} for mode in ("layer", "loop", "dots")),
+        {"remat": "loop"},
         {"remat": "names", "saved_names": ("query", "mlp_up")},
     ],
     ids=str,
@@ -164,7 +165,7 @@ def one_step(name: str) -> Any:
         return jax.device_get(compute(params, batch))
 
 
-@pytest.mark.parametrize("name", list(MESHES)[1:])
+@pytest.mark.parametrize("name", TWO_MESHES)
 def test_counted_loops_are_the_same_on_every_mesh(name: str) -> None:
     assert_close(one_step(name), one_step("1"), 2e-5)
 
