@@ -50,10 +50,15 @@ def init(model: LoopedTransformer, seed: int = 0) -> Any:
 @functools.cache
 def random_params(model: LoopedTransformer, spread: float = 0.3) -> Any:
     """Parameters of which none is what it is where training begins: kinds of loops that begin as
-    the plain one differ from it."""
-    leaves, tree = jax.tree.flatten(init(model))
+    the plain one differ from it. Nothing is compiled for them."""
     rng = np.random.default_rng(0)
-    return tree.unflatten([leaf + spread * rng.normal(size=leaf.shape) for leaf in leaves])
+
+    def drawn(path: Any, leaf: Any) -> np.ndarray:
+        name = jax.tree_util.keystr(path[-1:], simple=True)
+        middle, width = (1.0, spread) if name == "scale" else (0.0, 0.25)
+        return (middle + width * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(drawn, jax.eval_shape(lambda: init(model)))
 
 
 def batch_logits(
