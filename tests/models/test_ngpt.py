@@ -111,7 +111,7 @@ def test_it_equals_a_plain_for_at_any_loop_count(loops: int | None) -> None:
     "how",
     [
         {"unroll": "full"},
-        {"remat": "loop"},
+        *({"remat": how} for how in ("layer", "loop", "dots")),
         {"remat": "names", "saved_names": ("query", "mlp_gate")},
     ],
     ids=str,

@@ -137,7 +137,7 @@ def test_rows_of_different_counts_are_what_each_is_by_itself() -> None:
     "how",
     [
         {"unroll": "none"},
-        {"remat": "loop"},
+        *({"remat": mode} for mode in ("layer", "loop", "dots")),
         {"remat": "names", "saved_names": ("query", "mlp_up")},
     ],
     ids=str,
