@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,6 +43,12 @@ def test_messages_are_of_the_ends_of_blocks_and_of_the_loop(block: int, places: 
     said = variant.leave(state, context, jnp.int32(0)).extra["messages"]
     assert said[0, 0, :, 0].tolist() == [*places, 9]
     assert said.shape == started.extra["messages"].shape
+
+
+def test_halted_tokens_have_messages_too() -> None:
+    model = small_model("2x3", loop=(("messages", "blocks"), ("gate", "act")))
+    found = jax.eval_shape(lambda: batch_logits(model, init(model), ROWS))
+    assert found.shape[:2] == ROWS["tokens"].shape
 
 
 @pytest.mark.parametrize(
