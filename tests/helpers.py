@@ -15,6 +15,9 @@ from looped_jax.models.config import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.loops.base import init_keys, parameters
 from looped_jax.models.transformer import LoopedTransformer, batch_forward, forward, logits
+from looped_jax.parallel.mesh import put_batch
+from looped_jax.training.job import make_job
+from looped_jax.training.train_step import loss_and_grads
 
 NEEDS_TENSORFLOW = "TensorFlow comes with the extra data: pip install -e '.[data]'"
 
@@ -114,6 +117,26 @@ def small_config(**overrides: Any) -> ConfigDict:
     for key, value in overrides.items():
         set_key(config, key.replace("__", "."), value)
     return config.lock()
+
+
+def step_on_mesh(config: ConfigDict, rows: dict[str, Any]) -> Any:
+    """Metrics and gradients of a training step at ``random_params``, on the config's mesh,
+    fetched."""
+    job = make_job(config)
+    params = jax.device_put(random_params(job.model), job.layout.shardings.params)
+    compute = jax.jit(lambda p, b: loss_and_grads(job.model, p, b, losses=job.losses))
+    with job.context():
+        return jax.device_get(compute(params, put_batch(rows, job.mesh)))
+
+
+def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
+    """Of two trees of arrays: sums of large numbers have errors of their size."""
+
+    def one(a: Any, b: Any) -> None:
+        size = max(1.0, float(np.max(np.abs(b))))
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * size / 2)
+
+    jax.tree.map(one, there, here)
 
 
 def write_pile(folder: pathlib.Path, documents: int = 60, seed: int = 0) -> None:

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from helpers import (
     MESHES,
+    assert_close,
     batch_logits,
     init,
     random_params,
     random_rows,
     small_config,
     small_model,
+    step_on_mesh,
 )
 
 from looped_jax.config import validate
@@ -25,9 +27,7 @@ from looped_jax.inference.cache import decode, prefill
 from looped_jax.models.flops import train_flops
 from looped_jax.models.layers import LayerInputs, rope, rope_angles
 from looped_jax.models.transformer import batch_forward, output_kernel, read_out
-from looped_jax.parallel.mesh import put_batch
 from looped_jax.training.job import make_job
-from looped_jax.training.state import init_state
 from looped_jax.training.train_step import loss_and_grads
 
 ROWS = random_rows(rows=3)
@@ -94,14 +94,6 @@ def value_and_grad(loops: int | None = None, hand: bool = False, **fields: Any) 
     return jax.jit(jax.value_and_grad(loss))(random_params(ngpt()))
 
 
-def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
-    def one(a: Any, b: Any) -> None:
-        size = max(1.0, float(np.max(np.abs(b))))
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * size / 2)
-
-    jax.tree.map(one, there, here)
-
-
 @pytest.mark.parametrize("loops", [None, 3])
 def test_it_equals_a_plain_for_at_any_loop_count(loops: int | None) -> None:
     assert_close(value_and_grad(loops, unroll="none"), value_and_grad(loops, hand=True))
@@ -126,18 +118,8 @@ WIDTHS = dict(data__length=8, model__plan="1x2", model__vocab_size=16, model__ti
 @functools.cache
 def one_step(mesh: str) -> Any:
     """Loss and gradients of a batch, on a mesh."""
-    job = make_job(small_config(**WIDTHS, **KEYS, **MESHES[mesh]))
-    state = init_state(job.model, job.optimizer, 0, job.layout)
-    rows = put_batch(random_rows(rows=16, length=8), job.mesh)
-
-    def moved(p: Any) -> Any:
-        return p + 0.3 * jnp.sin(jnp.arange(p.size, dtype=jnp.float32)).reshape(p.shape)
-
-    def compute(params: Any, rows: Any) -> Any:
-        return loss_and_grads(job.model, jax.tree.map(moved, params), rows)
-
-    with job.context():
-        return jax.device_get(jax.jit(compute)(state.params, rows))
+    config = small_config(**WIDTHS, **KEYS, **MESHES[mesh])
+    return step_on_mesh(config, random_rows(rows=16, length=8))
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from helpers import (
     MESHES,
+    assert_close,
     batch_logits,
     init,
     random_params,
     random_rows,
     small_config,
     small_model,
+    step_on_mesh,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,22 +153,13 @@ def test_a_gate_that_stops_one_in_those_left_stops_anywhere_alike() -> None:
 @functools.cache
 def one_step(name: str) -> Any:
     widths = dict(data__length=8, model__plan="1x1,1x3", model__vocab_size=16)
-    job = make_job(small_config(**widths, **options("expected"), **MESHES[name]))
-    state = init_state(job.model, job.optimizer, 0, job.layout)
-    params = jax.tree.map(lambda p: p + 0.1, state.params)
-    batch = put_batch(random_rows(rows=16, length=8, vocab=10), job.mesh)
-    with job.context():
-        compute = jax.jit(lambda p, b: loss_and_grads(job.model, p, b, losses=job.losses))
-        return jax.device_get(compute(params, batch))
+    config = small_config(**widths, **options("expected"), **MESHES[name])
+    return step_on_mesh(config, random_rows(rows=16, length=8, vocab=10))
 
 
 @pytest.mark.parametrize("name", [n for n in list(MESHES)[2:] if "gathered" not in n])
 def test_losses_of_every_loop_are_the_same_on_every_mesh(name: str) -> None:
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=5e-6),
-        one_step(name),
-        one_step("1"),
-    )
+    assert_close(one_step(name), one_step("1"), 2e-5)
 
 
 WIDE = dict(vocab_size=512, d_model=256, d_ff=1024, num_heads=4, num_kv_heads=4, max_length=64)

@@ -12,7 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import MESHES, TWO_MESHES, init, random_params, random_rows, small_config, small_model
+from helpers import (
+    MESHES,
+    TWO_MESHES,
+    assert_close,
+    init,
+    random_params,
+    random_rows,
+    small_config,
+    small_model,
+    step_on_mesh,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -131,14 +141,6 @@ def with_route(units: tuple[int, ...]) -> dict[str, Any]:
     return {**ROWS, "route": np.tile(sizes_S, (3, 1))}
 
 
-def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
-    def one(a: Any, b: Any) -> None:
-        size = max(1.0, float(np.max(np.abs(b))))
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * size)
-
-    jax.tree.map(one, there, here)
-
-
 def test_the_loss_is_that_of_two_whole_passes() -> None:
     step, model = compiled()
     params = random_params(model, 0.2)
@@ -168,14 +170,9 @@ def test_execution_does_not_change_a_short_route(how: dict[str, Any]) -> None:
 @functools.cache
 def one_step(name: str) -> Any:
     widths = dict(data__length=8, model__vocab_size=16)
-    job = make_job(small_config(**{**widths, **SHORTCUT, **MESHES[name]}))
-    state = init_state(job.model, job.optimizer, 0, job.layout)
-    params = jax.tree.map(lambda p: p + 0.1, state.params)
     route = {"route": np.tile(np.float32([0.25, 0.75, 0.0]), (16, 1))}
-    batch = put_batch(random_rows(rows=16, length=8, vocab=10) | route, job.mesh)
-    with job.context():
-        compute = jax.jit(lambda p, b: loss_and_grads(job.model, p, b, losses=job.losses))
-        return jax.device_get(compute(params, batch))
+    config = small_config(**{**widths, **SHORTCUT, **MESHES[name]})
+    return step_on_mesh(config, random_rows(rows=16, length=8, vocab=10) | route)
 
 
 @pytest.mark.parametrize("name", TWO_MESHES)

@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import MESHES, TWO_MESHES, init, random_rows, small_config, small_model
+from helpers import (
+    MESHES,
+    TWO_MESHES,
+    assert_close,
+    init,
+    random_rows,
+    small_config,
+    small_model,
+    step_on_mesh,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,9 +27,6 @@ from looped_jax.models.layers import LayerInputs, norm, rope_angles
 from looped_jax.models.loops.base import LoopContext, row_at, rows_of
 from looped_jax.models.loops.segment import LoopedSegment
 from looped_jax.models.transformer import batch_forward
-from looped_jax.parallel.mesh import put_batch
-from looped_jax.training.job import make_job
-from looped_jax.training.state import init_state
 from looped_jax.training.train_step import loss_and_grads
 
 ROWS = random_rows(rows=3)
@@ -95,14 +101,6 @@ def compiled(kind: str, how: tuple[tuple[str, Any], ...] = ()) -> Any:
     return jax.jit(jax.value_and_grad(loss))
 
 
-def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
-    def one(a: Any, b: Any) -> None:
-        size = max(1.0, float(np.max(np.abs(b))))
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * size)
-
-    jax.tree.map(one, there, here)
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_counted_loops_equal_a_plain_for_that_cuts_gradients(kind: str) -> None:
     params, run = params_of(kind), compiled(kind)
@@ -155,14 +153,9 @@ def one_step(name: str) -> Any:
     widths = dict(data__length=8, model__plan="1x1,1x3", model__vocab_size=16)
     counts = dict(counts__distribution="poisson", counts__gradient_loops=2, counts__by="row")
     loop = dict(loop__injection="decay", loop__state="noise", loop__per_loop="time")
-    job = make_job(small_config(**widths, **counts, **loop, **MESHES[name]))
-    state = init_state(job.model, job.optimizer, 0, job.layout)
-    params = jax.tree.map(lambda p: p + 0.1, state.params)
+    config = small_config(**widths, **counts, **loop, **MESHES[name])
     rows = random_rows(rows=16, length=8, vocab=10)
-    batch = put_batch(rows | {"loops": np.arange(16, dtype=np.int32) % 5 + 1}, job.mesh)
-    with job.context():
-        compute = jax.jit(lambda params, batch: loss_and_grads(job.model, params, batch))
-        return jax.device_get(compute(params, batch))
+    return step_on_mesh(config, rows | {"loops": np.arange(16, dtype=np.int32) % 5 + 1})
 
 
 @pytest.mark.parametrize("name", TWO_MESHES)

@@ -19,6 +19,7 @@ from conftest import ROOT
 from helpers import (
     MESHES,
     TWO_MESHES,
+    assert_close,
     batch_logits,
     distinct_tokens,
     init,
@@ -26,6 +27,7 @@ from helpers import (
     random_rows,
     small_config,
     small_model,
+    step_on_mesh,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,9 +42,9 @@ from looped_jax.models.loops.injection_decay import DecayInput
 from looped_jax.models.loops.segment import Wanted
 from looped_jax.models.loops.state import noise
 from looped_jax.models.transformer import batch_forward, check_loops
-from looped_jax.parallel.mesh import make_mesh, mesh_context, put_batch
+from looped_jax.parallel.mesh import make_mesh, mesh_context
 from looped_jax.training.job import make_job
-from looped_jax.training.state import init_state, parameter_axes
+from looped_jax.training.state import parameter_axes
 from looped_jax.training.train_step import loss_and_grads
 
 ROWS = random_rows(rows=3)
@@ -314,15 +316,6 @@ def value_and_grad(kind: str, loops: int | None = None, **fields: Any) -> Any:
     return compute(random_params(model_of(kind)))
 
 
-def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
-    def one(a: Any, b: Any) -> None:
-        # Sums of large numbers have errors of their size.
-        size = max(1.0, float(np.max(np.abs(b))))
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * size / 2)
-
-    jax.tree.map(one, there, here)
-
-
 @pytest.mark.parametrize(
     ("kind", "loops"),
     [(k, 6 if k.startswith("nest") else None if k == FIXED else 4) for k in (*ALONE, *NESTED)]
@@ -439,16 +432,10 @@ def options(kind: str) -> dict[str, str]:
 
 @functools.cache
 def one_step(name: str, kind: str) -> tuple[Any, Any]:
-    job = make_job(small_config(**WIDTHS, **options(kind), **MESHES[name]))
-    state = init_state(job.model, job.optimizer, 0, job.layout)
-    params = jax.tree.map(lambda p: p + 0.1, state.params)
     rows = random_rows(rows=16, length=8, vocab=10)
     if "routing" in dict(KINDS[kind]):  # Of equal tokens the last bit would choose.
         rows["tokens"] = distinct_tokens(16, 8)
-    batch = put_batch(rows, job.mesh)
-    with job.context():
-        compute = jax.jit(lambda params, batch: loss_and_grads(job.model, params, batch))
-        return jax.device_get(compute(params, batch))
+    return step_on_mesh(small_config(**WIDTHS, **options(kind), **MESHES[name]), rows)
 
 
 @pytest.mark.parametrize(

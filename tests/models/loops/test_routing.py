@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import MESHES, distinct_tokens, init, random_rows, small_config, small_model
+from helpers import (
+    MESHES,
+    assert_close,
+    distinct_tokens,
+    init,
+    random_rows,
+    small_config,
+    small_model,
+    step_on_mesh,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,9 +31,7 @@ from looped_jax.models.flops import forward_flops, train_flops
 from looped_jax.models.layers import Layer, LayerInputs, rope_angles
 from looped_jax.models.loops.routing_expert import ExpertChoice, highest
 from looped_jax.models.transformer import batch_forward, forward, logits
-from looped_jax.parallel.mesh import put_batch
 from looped_jax.training.job import make_job
-from looped_jax.training.state import init_state
 from looped_jax.training.train_step import loss_and_grads
 
 EXPERT, TOKEN = ("routing", "expert_choice"), ("routing", "token_choice")
@@ -129,14 +136,6 @@ def depths_of(model: Any, params: Any) -> Any:
     return np.asarray(depth_BT) - 1
 
 
-def assert_close(there: Any, here: Any, tolerance: float = 2e-4) -> None:
-    def one(a: Any, b: Any) -> None:
-        size = max(1.0, float(np.max(np.abs(b))))
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * size / 10)
-
-    jax.tree.map(one, there, here)
-
-
 @functools.cache
 def trained(kind: tuple[str, str], parts: int = 1, *others: tuple[str, str], **fields: Any) -> Any:
     """Metrics and gradients of a training step."""
@@ -198,14 +197,8 @@ def test_gathered_tokens_train_the_same_on_a_mesh() -> None:
             **dict(loop__routing="expert_choice", loop__routed_tokens="gathered"),
             **mesh,
         )
-        job = make_job(config)
-        state = init_state(job.model, job.optimizer, 0, job.layout)
-        params = jax.tree.map(lambda p: p + 0.1, state.params)
         rows = random_rows(rows=16, length=8, vocab=10) | {"tokens": distinct_tokens(16, 8)}
-        batch = put_batch(rows, job.mesh)
-        with job.context():
-            compute = jax.jit(lambda params, batch: loss_and_grads(job.model, params, batch))
-            return jax.device_get(compute(params, batch))
+        return step_on_mesh(config, rows)
 
     split = MESHES["2 data, 2 fsdp, 2 tensor, gathered"]
     assert_close(step(**split), step(mesh__data=1), 2e-5)
