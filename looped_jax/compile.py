@@ -88,7 +88,7 @@ def describe(job: Job, topology: str, slices: int = 1) -> dict[str, Any]:
         program.as_text(),
         lambda call: splash_flops(call.name, [s.dims for s in call.shapes], model, shards),
         None if counts is None else counts[0] - counts[1],
-        # Of the steps that a short route may have, those that it has.
+        # Of the steps that a short trajectory may have, those that it has.
         1.0 if losses is None or short is None else short / (losses.loops - 1),
     )
     roofline = tpu.estimate(cost, chip, device.device_kind)

@@ -188,7 +188,7 @@ MODELS = {
     "adaptive computation time": dict(
         model__plan="1x3", loop__gate="act", loop_loss__kind="act", loop_loss__beta=0.01
     ),
-    "short routes": dict(
+    "short trajectories": dict(
         model__plan="1x1,1x4",
         loop__per_loop="time",
         loop_loss__kind="shortcut",

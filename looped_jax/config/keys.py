@@ -278,13 +278,13 @@ class LoopLoss:
         "last",
         "the last loop's loss; a weighted sum of every loop's; expected: by the gate's probability "
         "of ending there; gate: the gate alone (freeze the rest); ponder; act; shortcut: and that "
-        "of a route of fewer loops",
+        "of a trajectory of fewer loops",
         choices=("last", "weighted", "expected", "gate", "ponder", "act", "shortcut"),
     )
     weights: tuple[float, ...] = key(
         (),
-        "weighted: one per loop of the plan, (): all the same; shortcut: of the short route's loss "
-        "and of its distance, (): 0.1 each",
+        "weighted: one per loop of the plan, (): all the same; shortcut: of the short trajectory's "
+        "loss and of its distance, (): 0.1 each",
     )
     beta: float = key(
         0.05,

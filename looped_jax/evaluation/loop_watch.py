@@ -14,7 +14,7 @@ import numpy as np
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.layers import is_token
 from looped_jax.models.loops.base import LoopOutput, collections
-from looped_jax.models.loops.gate import exit_log_p
+from looped_jax.models.loops.gate import exit_entropy, exit_log_p
 from looped_jax.models.loops.segment import LoopedSegment, Wanted
 from looped_jax.models.loops.watched import OF_PAIRS, OF_TOKENS, counts
 from looped_jax.models.transformer import LoopedTransformer, Output
@@ -52,10 +52,9 @@ def sums(config: ModelConfig, output: Output, segment_ids_BT: Array) -> Sums:
 def _exits(loops: LoopOutput, real_BT: Array) -> dict[str, Array]:
     log_p_LBT = exit_log_p(loops.emitted["gate"])
     p_LBT = jnp.exp(log_p_LBT)
-    entropy_BT = -jnp.sum(p_LBT * log_p_LBT, axis=0)
     return {
         "exit": jnp.tensordot(p_LBT, real_BT, 2),
-        "entropy": jnp.sum(real_BT * entropy_BT),
+        "entropy": jnp.sum(real_BT * exit_entropy(log_p_LBT)),
     }
 
 

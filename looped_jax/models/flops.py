@@ -50,14 +50,14 @@ def train_flops(
     length: int,
     counts: tuple[float, float] | None = None,
     read_outs: int = 1,
-    route: float | None = None,
+    short_loops: float | None = None,
 ) -> float:
     """FLOPs of one training step: the backward pass takes twice the forward pass.
 
     ``counts``: loops of a row, and those of them that have a backward pass, where loop counts are
     data (models/loops/counted.py); None: the plan's, and all. ``read_outs``: loops that have a loss
-    (training/loop_losses.py). ``route``: loops of a second pass (training/shortcut.py), if there is
-    one. Recomputation (`remat`) is not counted: model FLOPs, not hardware FLOPs.
+    (training/loop_losses.py). ``short_loops``: loops of a second pass (training/shortcut.py), if
+    there is one. Recomputation (`remat`) is not counted: model FLOPs, not hardware FLOPs.
     """
     in_loops, with_gradient, before, after = _per_token(config, length, train=True)
     of_loops = in_loops + 2 * with_gradient
@@ -67,7 +67,8 @@ def train_flops(
         passes = (loops + 2 * gradient_loops) / config.plan.segments[looped].loops
         of_loops = passes * in_loops
     of_token = of_loops + 3 * (before + read_outs * after)
-    if route is not None:
+    if short_loops is not None:
         (looped,) = config.plan.looped
-        of_token += 3 * (route / config.plan.segments[looped].loops * in_loops + before + after)
+        passes = short_loops / config.plan.segments[looped].loops
+        of_token += 3 * (passes * in_loops + before + after)
     return rows * length * of_token

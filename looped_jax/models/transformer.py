@@ -91,7 +91,7 @@ class LoopedTransformer(nn.Module):
         wanted: Wanted = NOTHING,
         look: Callable[[Array], Any] | None = None,
         exit: ExitRule | None = None,
-        route_BS: Array | None = None,
+        sizes_BS: Array | None = None,
         train: bool = False,
     ) -> Output:
         """One pass. `forward`, below, calls it with a tree of parameters.
@@ -110,8 +110,8 @@ class LoopedTransformer(nn.Module):
             Output.segments has as `looked`.
           exit: when a token stops looping (static, models/loops/exits.py); nothing is wanted then,
             and ``look`` gives what the rule asks for, as `forward` has it.
-          route_BS: float32, sizes of the steps in place of the loops, as data, 0 behind the last;
-            all rows have as many (models/loops/routes.py).
+          sizes_BS: float32, sizes of the steps in place of the loops, as data, 0 behind the last;
+            all rows have as many (models/loops/trajectory.py).
           train: whether kinds of loops that have other rules for training go by these (static).
         """
         config = self.config
@@ -149,7 +149,7 @@ class LoopedTransformer(nn.Module):
                 inputs = inference.given(inputs, index)
             rule = exit if segment.trained_loops > 1 else None
             x_BTD, output = LoopedSegment(config, segment, wanted, rule, name=name)(
-                x_BTD, inputs, loops_B, look, route_BS, train
+                x_BTD, inputs, loops_B, look, sizes_BS, train
             )
             outputs.append(output)
 

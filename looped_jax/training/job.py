@@ -54,10 +54,12 @@ class Job:
     def rules(self) -> Any:
         return self.config.mesh.rules
 
-    def step_flops(self, counts: tuple[float, float] | None, route: float | None = None) -> float:
+    def step_flops(
+        self, counts: tuple[float, float] | None, short_loops: float | None = None
+    ) -> float:
         """Model FLOPs of a training step, see train_flops; ``counts`` of a job that has them, and
-        ``route`` of one with a short route."""
-        return _step_flops(self.config, self.model.config, self.losses, counts, route)
+        ``short_loops`` of one with a short trajectory."""
+        return _step_flops(self.config, self.model.config, self.losses, counts, short_loops)
 
     @functools.cached_property
     def mean_step_flops(self) -> float:
@@ -74,15 +76,15 @@ def _step_flops(
     model: ModelConfig,
     losses: LoopLosses | None,
     counts: tuple[float, float] | None,
-    route: float | None,
+    short_loops: float | None,
 ) -> float:
     read_outs, rows = 1 if losses is None else losses.read_outs, config.train.batch_size
-    return train_flops(model, rows, model.max_length, counts, read_outs, route)
+    return train_flops(model, rows, model.max_length, counts, read_outs, short_loops)
 
 
 def _mean_step_flops(config: ConfigDict, model: ModelConfig, losses: LoopLosses | None) -> float:
-    route = None if losses is None else losses.mean_short_loops
-    return _step_flops(config, model, losses, mean_counts(config), route)
+    short_loops = None if losses is None else losses.mean_short_loops
+    return _step_flops(config, model, losses, mean_counts(config), short_loops)
 
 
 def planned_step_flops(config: ConfigDict) -> float:

@@ -12,7 +12,7 @@ gate      for the gate alone, the rest being frozen (Ouro's stage II): with w_t 
 ponder    sum_t p_t CE_t + beta KL(p || g), g_t proportional to a (1 - a)^(t - 1) (PonderNet, arXiv
           2107.05407)
 act       CE of the mixed states + beta (loops + remainder) (models/loops/act.py)
-shortcut  CE_L, and of a route of fewer loops its CE and its distance (training/shortcut.py)
+shortcut  CE_L, and of a trajectory of fewer loops its CE and its distance (training/shortcut.py)
 
 Only CE_t and the gates are kept of a loop, float32 [L, B, T].
 """
@@ -28,7 +28,7 @@ from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.loops.base import LoopOutput
-from looped_jax.models.loops.gate import exit_log_p
+from looped_jax.models.loops.gate import exit_entropy, exit_log_p
 from looped_jax.training import shortcut
 
 Array = jax.Array
@@ -82,8 +82,8 @@ class LoopLosses:
         made = cls(looped[0], plan.segments[looped[0]].loops, **config.loop_loss.to_dict())
         if kind == "shortcut" and len(weights) not in (0, 2):
             raise UserError(
-                "config.loop_loss.weights of kind='shortcut' are two, of the short route's loss "
-                f"and of its distance, not {len(weights)}"
+                "config.loop_loss.weights of kind='shortcut' are two, of the short trajectory's "
+                f"loss and of its distance, not {len(weights)}"
             )
         if kind == "weighted" and weights and len(weights) != made.loops:
             raise UserError(
@@ -109,21 +109,21 @@ class LoopLosses:
         return self.kind not in ("act", "shortcut")
 
     @property
-    def has_short_route(self) -> bool:
+    def has_short_trajectory(self) -> bool:
         """Whether every step makes a second pass, with other loops."""
         return self.kind == "shortcut"
 
     @property
     def mean_short_loops(self) -> float | None:
         """Of the second pass."""
-        return shortcut.mean_steps(self.loops) if self.has_short_route else None
+        return shortcut.mean_steps(self.loops) if self.has_short_trajectory else None
 
     @property
     def read_outs(self) -> int:
         """Cross-entropies of a step."""
         return self.loops if self.looks else 1
 
-    def with_short_route(
+    def with_short_trajectory(
         self, xent: Array, short_xent: Array, distance: Array
     ) -> tuple[Array, dict[str, Array]]:
         """As ``of_every_loop``, of sums over tokens of both passes."""
@@ -158,7 +158,7 @@ class LoopLosses:
             return jnp.tensordot(each_L, xent_LBT, 1), {}
         log_p_LBT = exit_log_p(logits_LBT)
         p_LBT = jnp.exp(log_p_LBT)
-        entropy_BT = -jnp.sum(p_LBT * log_p_LBT, axis=0)
+        entropy_BT = exit_entropy(log_p_LBT)
         mean_BT = jnp.tensordot(jnp.arange(1.0, self.loops + 1), p_LBT, 1)
         watched = {"exit/loops": mean_BT, "exit/entropy": entropy_BT}
         if self.kind == "gate":

@@ -28,7 +28,7 @@ from looped_jax.training.loop_losses import LoopLosses
 from looped_jax.training.parameter_groups import held
 from looped_jax.training.regularizer import CosineRegularizer
 from looped_jax.training.row_losses import adding, with_row_losses
-from looped_jax.training.shortcut import short_route, short_sums
+from looped_jax.training.shortcut import short_sums, short_trajectory
 from looped_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -49,7 +49,7 @@ def loss_sum(
     ``row_weight`` such tokens, where something is averaged over rows."""
     config, targets_BT, weights_BT = model.config, batch["targets"], batch["loss_weights"]
     asked: dict[str, Any] = {"train": True}
-    if adding(config) or (losses is not None and not losses.has_short_route):
+    if adding(config) or (losses is not None and not losses.has_short_trajectory):
         asked["wanted"] = Wanted(emitted=True)
     if losses is not None and losses.looks:
         kernel_VD = output_kernel(model, params)
@@ -62,9 +62,9 @@ def loss_sum(
     found = loss_sums(config, output.x_BTD, output.kernel_VD, targets_BT, weights_BT, z_loss)
     if losses is None:
         return with_row_losses(config, *found, output.segments, row_weight)
-    if losses.has_short_route:
+    if losses.has_short_trajectory:
         short = short_sums(model, params, batch, output.x_BTD, key)
-        return losses.with_short_route(found[0], *short)
+        return losses.with_short_trajectory(found[0], *short)
     return losses.of_the_mixture(found[0], output.segments[losses.segment], weights_BT)
 
 
@@ -142,12 +142,12 @@ def make_train_step(
             loops_B = counts(key, state.step, len(batch["tokens"]))
             loops_B = nn.with_logical_constraint(loops_B, ("batch",))
             batch, drawn = {**batch, "loops": loops_B}, counts.made(loops_B)
-        if losses is not None and losses.has_short_route:
-            units_S = short_route(key, losses.loops)
-            route_BS = jnp.broadcast_to(
+        if losses is not None and losses.has_short_trajectory:
+            units_S = short_trajectory(key, losses.loops)
+            sizes_BS = jnp.broadcast_to(
                 units_S / losses.loops, (len(batch["tokens"]), len(units_S))
             )
-            batch = {**batch, "route": nn.with_logical_constraint(route_BS, ("batch", None))}
+            batch = {**batch, "trajectory": nn.with_logical_constraint(sizes_BS, ("batch", None))}
             drawn = {"short/loops": jnp.sum(units_S > 0)}
         reported, grads = loss_and_grads(
             model, state.params, batch, z_loss, parts, key, frozen, losses

@@ -277,5 +277,5 @@ class _Run:
         counts = None
         if self.job.counts is not None:
             counts = float(scalars["loops"]), float(scalars["gradient_loops"])
-        route = float(scalars["short/loops"]) if "short/loops" in scalars else None
-        return self.job.step_flops(counts, route)
+        short_loops = float(scalars["short/loops"]) if "short/loops" in scalars else None
+        return self.job.step_flops(counts, short_loops)

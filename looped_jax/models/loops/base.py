@@ -71,17 +71,17 @@ class Counts(struct.PyTreeNode):
         return jnp.where(loop < before, loop, loop - before + before_B)
 
 
-class Route(struct.PyTreeNode):
-    """Loops as steps through time from 0 to 1, as data (models/loops/routes.py): float32 sizes and
-    starts of at most S steps, and how many there are, int32, the same in all rows."""
+class Trajectory(struct.PyTreeNode):
+    """Loops as steps through time from 0 to 1, as data (models/loops/trajectory.py): float32 sizes
+    and starts of at most S steps, and how many there are, int32, the same in all rows."""
 
     sizes_BS: Array
     starts_BS: Array
     steps: Array
 
     @classmethod
-    def of(cls, sizes_BS: Array) -> "Route":
-        """The route of these sizes, 0 behind the last."""
+    def of(cls, sizes_BS: Array) -> "Trajectory":
+        """The trajectory of these sizes, 0 behind the last."""
         starts_BS = jnp.cumsum(sizes_BS, axis=1) - sizes_BS
         return cls(sizes_BS, starts_BS, jnp.max(jnp.sum(sizes_BS > 0, axis=1, dtype=jnp.int32)))
 
@@ -93,9 +93,9 @@ class Route(struct.PyTreeNode):
 
 class LoopContext(struct.PyTreeNode):
     """What is the same in all loops of a segment: its input, what its layers are given, the number
-    of loops, what variants compute once for all of them, arrays [B, …], loop counts or a route if
-    these are data (then ``loops`` says nothing), and what looks at the stream at the end of every
-    loop.
+    of loops, what variants compute once for all of them, arrays [B, …], loop counts or a trajectory
+    if these are data (then ``loops`` says nothing), and what looks at the stream at the end of
+    every loop.
 
     kind: of the Run that a loop belongs to.
     layers: k.
@@ -108,7 +108,7 @@ class LoopContext(struct.PyTreeNode):
     loops: int = struct.field(pytree_node=False, default=1)
     extra: dict[str, Any] = struct.field(default_factory=dict)
     counts: Counts | None = None
-    route: Route | None = None
+    trajectory: Trajectory | None = None
     look: Callable[[Array], Any] | None = struct.field(pytree_node=False, default=None)
     kind: int = struct.field(pytree_node=False, default=0)
     layers: int = struct.field(pytree_node=False, default=1)

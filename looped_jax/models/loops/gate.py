@@ -58,3 +58,8 @@ def exit_log_p(logits_L: Array) -> Array:
     stop_L, go_on_L = jax.nn.log_sigmoid(logits_L), jax.nn.log_sigmoid(-logits_L)
     survived_L = jnp.cumsum(go_on_L, axis=0) - go_on_L
     return jnp.concatenate([stop_L[:-1] + survived_L[:-1], survived_L[-1:]])
+
+
+def exit_entropy(log_p_L: Array) -> Array:
+    """-sum_t p_t log p_t, […], of ``exit_log_p``."""
+    return -jnp.sum(jnp.exp(log_p_L) * log_p_L, axis=0)

@@ -28,16 +28,16 @@ from looped_jax.models.loops.base import (
     LoopOutput,
     LoopState,
     LoopVariant,
-    Route,
     Run,
+    Trajectory,
     row_at,
     rows_of,
 )
 from looped_jax.models.loops.counted import counted_loops
 from looped_jax.models.loops.exits import ExitRule, until_exit
 from looped_jax.models.loops.gathering import gathered_once
-from looped_jax.models.loops.routes import routed_loops
 from looped_jax.models.loops.stack import remat, stack_of, unrolled_scans
+from looped_jax.models.loops.trajectory import loops_along
 from looped_jax.models.loops.watched import watched
 
 
@@ -89,25 +89,25 @@ class LoopedSegment(nn.Module):
         inputs: LayerInputs,
         loops_B: Array | None = None,
         look: Callable[[Array], Any] | None = None,
-        route_BS: Array | None = None,
+        sizes_BS: Array | None = None,
         train: bool = False,
     ) -> tuple[Array, LoopOutput]:
         """The stream after all loops, and what was wanted of each, [L, …]. With ``loops_B``, loop
-        counts of the rows that are data, or ``route_BS``, the sizes of loops (Route.of), nothing is
-        wanted. ``look``, ``train``: see LoopContext; a segment that is not looped has none."""
-        counts = route = None
+        counts of the rows that are data, or ``sizes_BS``, the sizes of loops (Trajectory.of),
+        nothing is wanted. ``look``, ``train``: see LoopContext; what is not looped has none."""
+        counts = trajectory = None
         if self.segment.trained_loops == 1:
             look = None
         elif loops_B is not None:
             counts = Counts(loops_B, jnp.max(loops_B), self.config.gradient_loops)
-        elif route_BS is not None:
-            route = Route.of(route_BS)
+        elif sizes_BS is not None:
+            trajectory = Trajectory.of(sizes_BS)
         context = LoopContext(
             x_BTD,
             inputs,
             self.segment.loops,
             counts=counts,
-            route=route,
+            trajectory=trajectory,
             look=look,
             layers=self.segment.layers,
             trained=self.segment.trained_loops,
@@ -201,8 +201,8 @@ class LoopedSegment(nn.Module):
         return next((active_BT for active_BT in said if active_BT is not None), None)
 
     def all_loops(self, state: LoopState, context: LoopContext) -> tuple[LoopState, LoopOutput]:
-        """L times one_loop, or as often as context.counts or context.route say."""
-        if context.counts is not None or context.route is not None:
+        """L times one_loop, or as often as context.counts or context.trajectory say."""
+        if context.counts is not None or context.trajectory is not None:
             return self.counted(state, context), LoopOutput()
         if context.train and self.config.routed_tokens == "gathered":
             return self.straight(state, context)
@@ -302,8 +302,8 @@ class LoopedSegment(nn.Module):
             return found[0]
 
         learned = (dict(self.variables), context)
-        if context.route is not None:
-            return routed_loops(step, learned, state, context.route, unroll)
+        if context.trajectory is not None:
+            return loops_along(step, learned, state, context.trajectory, unroll)
         assert context.counts is not None
         if config.remat == "loop":
             step = jax.checkpoint(step, prevent_cse=unroll)

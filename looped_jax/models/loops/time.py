@@ -8,7 +8,7 @@ TMLT (Xu and Sato, arXiv 2410.01405), there with t = loop and without dt; LoopFo
 2602.11451 and its code, armenjeddi/loopformer), which is followed here but that the norms keep
 their learned scale. All loops share all parameters, so any number of loops has its times. W and b
 are zero at the start of training: each loop is the identity then. With loop counts that are data
-each row has its own times; a pass along a route (models/loops/routes.py) has the route's.
+each row has its own times; a pass along a trajectory (models/loops/trajectory.py) has that one's.
 """
 
 from typing import Any
@@ -36,8 +36,8 @@ def features(time: Array) -> Array:
 
 def times(context: LoopContext, loop: Array) -> tuple[Array, Array]:
     """t and dt of a loop, [B or 1, 1]."""
-    if context.route is not None:
-        return context.route.at(loop)
+    if context.trajectory is not None:
+        return context.trajectory.at(loop)
     number, loops = jnp.reshape(loop, (1, 1)), jnp.asarray(context.loops)
     if context.counts is not None:
         number = context.counts.number_B(loop)[:, None]
