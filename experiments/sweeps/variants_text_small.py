@@ -18,6 +18,7 @@ TEXT_ARMS = {
     name: {key: PLANS.get(value, value) for key, value in arm.items()} for name, arm in ARMS.items()
 }
 RATES = (1.5e-3, 4e-3, 1e-2)
+BEYOND: dict[str, float] = {}
 TUNED: dict[str, float] = {}
 BASE = {
     "data.test_files": "test.jsonl.zst",
@@ -29,4 +30,4 @@ BASE = {
 
 
 def get_sweep() -> tuple[SweepRun, ...]:
-    return side_by_side("experiments/pile.py:2x3_small", TEXT_ARMS, BASE, RATES, TUNED)
+    return side_by_side("experiments/pile.py:2x3_small", TEXT_ARMS, BASE, RATES, BEYOND, TUNED)
