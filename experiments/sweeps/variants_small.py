@@ -70,8 +70,8 @@ def side_by_side(
     beyond: Mapping[str, float],
     tuned: Mapping[str, float],
 ) -> tuple[SweepRun, ...]:
-    """All arms at all rates, and at those ``beyond``, with seed TUNING, and those of ``tuned`` at its rate with SEEDS; all
-    are trained with the FLOPs of the arm that overrides nothing."""
+    """All arms at all rates, and at those ``beyond``, with seed TUNING, and those of ``tuned`` at
+    its rate with SEEDS; all are trained with the FLOPs of the arm that overrides nothing."""
     equal = dict(zip(arms, at_equal_flops(experiment, arms.values(), base, {}), strict=True))
     runs = [(name, rate, TUNING) for rate in rates for name in arms]
     runs += [(name, rate, TUNING) for name, rate in beyond.items()]
