@@ -4,7 +4,8 @@ Of each arm the learning rate is that with the best last evaluation of the tunin
 validation rows; what is reported is measured here, of the other seeds at this rate, on test rows:
 at several loop counts and, of a synthetic task, on longer problems. An arm is its mean over seeds
 and the lowest and highest of them. A rate at an end of the grid is marked: the arm might do better
-beyond it.
+beyond it. The table is shown three ways: all arms, trained with equal FLOPs; those of them with as
+many parameters as the plain loop; those with its FLOPs and cache at inference.
 
     python -m benchmarks.variants --runs=runs/variants_small --tasks=group_s3_n7,group_s3_n9
     python -m benchmarks.variants --runs=runs/variants_text_small
@@ -35,6 +36,14 @@ from looped_jax.training.evaluations import held_out_sets
 from looped_jax.training.run import open_run
 
 LOOPS = (1, 2, 3, 4, 6, 8)
+# Costs in which arms are compared with the plain loop where they have as much of them, up to SAME.
+PER_ARM = ("parameters", "token_flops", "cache_bytes")
+VIEWS = {
+    "equal training FLOPs": ("training_flops",),
+    "equal parameters": ("parameters",),
+    "equal inference FLOPs and cache": ("token_flops", "cache_bytes"),
+}
+SAME = 0.1
 IMAGES = pathlib.Path(__file__).parents[1] / "docs" / "images"
 
 
@@ -123,23 +132,54 @@ def shown(values: Sequence[float], percent: bool) -> str:
     return f"{mean} ({low} to {high})"
 
 
-def table(arms: dict[str, dict[str, Any]], task: str, percent: bool) -> str:
-    """Markdown: an arm a row, at its own loops first, then at each of LOOPS."""
-    heads = ["arm", "plan", "lr", "parameters", "steps", "MFLOPs a token", "cache bytes a token"]
-    heads += ["as trained", *(f"{n} loops" for n in LOOPS)]
+def alike(arms: dict[str, dict[str, Any]], costs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The arms whose ``costs`` are within SAME of the first's, the plain loop's."""
+    of_plain, *_ = (arm["seen"] for arm in arms.values())
+    return {
+        name: arm
+        for name, arm in arms.items()
+        if all(abs(arm["seen"][c] / of_plain[c] - 1.0) <= SAME for c in costs)
+    }
+
+
+def view(arms: dict[str, dict[str, Any]], of: Sequence[str], tasks: Sequence[str]) -> str:
+    """Markdown: the arms that are ``alike``, best first, with what they cost beside the plain loop
+    and what each task gives as they were trained."""
+    of_plain, *_ = (arm["seen"] for arm in arms.values())
+    percent = tasks[0] != "text"
+    heads = ["arm", "plan", "lr", "steps", "parameters", "FLOPs a token", "cache", *tasks]
+
+    def result(arm: dict[str, Any], task: str) -> list[float]:
+        values: list[float] = arm["values"][task][str(arm["loops"])]
+        return values
+
     lines = ["| " + " | ".join(heads) + " |", "|---|---" + "|---:" * (len(heads) - 2) + "|"]
-    for name, arm in arms.items():
-        seen, by_loops = arm["seen"], arm["values"][task]
-        own = str(arm["loops"])
+    order = sorted(
+        alike(arms, of).items(),
+        key=lambda item: statistics.fmean(result(item[1], tasks[0])),
+        reverse=percent,
+    )
+    for name, arm in order:
+        seen = arm["seen"]
         cells = [name, f"`{seen['plan']}`"]
         cells += [f"{seen['learning_rate']:g}" + ("*" if seen["rate_at_an_end"] else "")]
-        cells += [f"{seen['parameters']:,}", f"{seen['steps']:,}"]
-        cells += [f"{seen['token_flops'] / 1e6:.3f}", f"{seen['cache_bytes']:,}"]
-        cells.append(shown(by_loops[own], percent))
-        for n in LOOPS:
-            values = by_loops.get(str(n))
-            cells.append(f"{mean_of(values, percent)}" if values else "")
+        cells += [f"{seen['steps']:,}"]
+        cells += [f"{seen[cost] / of_plain[cost]:.2f}" for cost in PER_ARM]
+        cells += [shown(result(arm, task), percent) for task in tasks]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def over_loops(arms: dict[str, dict[str, Any]], task: str) -> str:
+    """Markdown: means at each of LOOPS of the arms that have loops."""
+    heads = ["arm", "trained", *(f"{n}" for n in LOOPS)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    for name, arm in arms.items():
+        by_loops = arm["values"][task]
+        if len(by_loops) > 1:
+            cells = [name, str(arm["loops"])]
+            cells += [mean_of(by_loops[str(n)], task != "text") for n in LOOPS]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -198,8 +238,10 @@ def main() -> None:
     name = pathlib.Path(arguments.runs).name
     grid = {r.name: r.last(metric) for r in records}
     save(name, {"machine": machine(), "metric": metric, "arms": arms, "grid": grid})
-    for task in tasks:
-        print(f"\n{task}\n\n{table(arms, task, percent)}")
+    for title, costs in VIEWS.items():
+        print(f"\n{title}\n\n{view(arms, costs, tasks)}")
+    for name_of_task in tasks:
+        print(f"\nat other numbers of loops, {name_of_task}\n\n{over_loops(arms, name_of_task)}")
     picture(arms, tasks, percent, IMAGES / f"{name}.png")
     print(f"\nsaved {RESULTS / name}.json, {IMAGES / name}.png")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.variants import best_arms, shown
+from benchmarks.variants import VIEWS, best_arms, shown, view
 from looped_jax.config import default_config
 
 
@@ -50,3 +50,28 @@ def test_an_arm_without_all_its_seeds_is_refused() -> None:
 def test_an_arm_is_shown_with_its_worst_and_best_seed() -> None:
     assert shown([0.5, 0.7, 0.9], percent=True) == "70.0 (50.0 to 90.0)"
     assert shown([3.5, 3.25, 3.0], percent=False) == "3.250 (3.000 to 3.500)"
+
+
+def arm_of(value: float, **costs: float) -> dict[str, Any]:
+    same = dict.fromkeys(("parameters", "token_flops", "cache_bytes", "training_flops"), 100.0)
+    seen = {"plan": "1x3", "learning_rate": 3e-3, "rate_at_an_end": False, "steps": 10}
+    return {"seen": {**seen, **same, **costs}, "loops": 3, "values": {"n7": {"3": [value] * 3}}}
+
+
+def test_a_view_has_the_arms_of_equal_cost_and_the_best_comes_first() -> None:
+    arms = {
+        "plain": arm_of(0.5),
+        "untied": arm_of(0.9, parameters=300.0),
+        "unlooped": arm_of(0.4, token_flops=34.0),
+        "concat": arm_of(0.6, parameters=109.0, token_flops=109.0),
+        "cached twice": arm_of(0.7, cache_bytes=200.0),
+    }
+    shown_in = {
+        title: [row.split(" | ")[0].strip("| ") for row in view(arms, of, ["n7"]).splitlines()[2:]]
+        for title, of in VIEWS.items()
+    }
+    assert shown_in == {
+        "equal training FLOPs": ["untied", "cached twice", "concat", "plain", "unlooped"],
+        "equal parameters": ["cached twice", "concat", "plain", "unlooped"],
+        "equal inference FLOPs and cache": ["untied", "concat", "plain"],
+    }
