@@ -110,7 +110,7 @@ def measured(record: Record, tasks: Sequence[str]) -> dict[str, dict[int, float]
     run = open_run(str(record.workdir), None, overrides)
     params, job = run.parameters(), run.job
     sets = held_out_sets(job, "test")
-    counts = LOOPS if job.model.config.plan.looped else (record.loops,)
+    counts: Sequence[int | None] = LOOPS if job.model.config.plan.looped else (None,)
     found: dict[str, dict[int, float]] = {}
     for loops in counts:
         evaluator = Evaluator(job.model, job.mesh, job.rules, loops)
@@ -119,7 +119,7 @@ def measured(record: Record, tasks: Sequence[str]) -> dict[str, dict[int, float]
             name = f"eval/{held_out.name}/"
             value = metrics.get(f"{name}accuracy", metrics.get(f"{name}bits_per_byte"))
             assert value is not None
-            found.setdefault(held_out.name, {})[loops] = value
+            found.setdefault(held_out.name, {})[loops or record.loops] = value
     return found
 
 
