@@ -36,6 +36,7 @@ from looped_jax.training.evaluations import held_out_sets
 from looped_jax.training.run import open_run
 
 LOOPS = (1, 2, 3, 4, 6, 8)
+MORE = 6  # What the picture shows beside the loops of training.
 # Costs in which arms are compared with the plain loop where they have as much of them, up to SAME.
 PER_ARM = ("parameters", "token_flops", "cache_bytes")
 VIEWS = {
@@ -190,11 +191,11 @@ def mean_of(values: Sequence[float], percent: bool) -> str:
 
 
 def picture(arms: dict[str, dict[str, Any]], tasks: Sequence[str], percent: bool, to: Any) -> None:
-    """For each task, every arm as trained: its seeds and their mean."""
+    """For each task, every arm as trained, and with MORE loops: its seeds and their mean."""
     figure, axes = plt.subplots(
         1,
         len(tasks),
-        figsize=(3.2 + 3.0 * len(tasks), 0.5 + 0.3 * len(arms)),
+        figsize=(3.2 + 3.0 * len(tasks), 1.0 + 0.3 * len(arms)),
         sharey=True,
         layout="constrained",
         squeeze=False,
@@ -202,14 +203,21 @@ def picture(arms: dict[str, dict[str, Any]], tasks: Sequence[str], percent: bool
     scale = 100.0 if percent else 1.0
     for axis, task in zip(axes[0], tasks, strict=True):
         for place, arm in enumerate(arms.values()):
-            values = [scale * x for x in arm["values"][task][str(arm["loops"])]]
-            axis.plot(values, [place] * len(values), "o", ms=4, alpha=0.5, color="tab:blue")
-            axis.plot([statistics.fmean(values)], [place], "|", ms=14, color="black")
+            for loops, color, aside in ((arm["loops"], "tab:blue", -0.15), (MORE, "tab:red", 0.15)):
+                values = [scale * x for x in arm["values"][task].get(str(loops), ())]
+                if values:
+                    axis.plot(values, [place + aside] * len(values), "o", ms=4, alpha=0.5, c=color)
+                    axis.plot([statistics.fmean(values)], [place + aside], "|", ms=10, c=color)
         axis.set_xlabel(f"{task}, {'exact match, %' if percent else 'bits per byte'}")
         axis.grid(alpha=0.3)
         axis.set_axisbelow(True)
     axes[0][0].set_yticks(range(len(arms)), arms)
     axes[0][0].invert_yaxis()
+    marks = [
+        plt.Line2D([], [], marker="o", ls="", color=color, label=label)
+        for color, label in (("tab:blue", "loops as trained"), ("tab:red", f"{MORE} loops"))
+    ]
+    figure.legend(handles=marks, loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(to, dpi=140, metadata={"Software": None})
     plt.close(figure)
 
