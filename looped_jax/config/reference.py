@@ -5,6 +5,7 @@ python -m looped_jax.config.reference        # docs/config.md, which `make gener
 
 from collections.abc import Iterator
 
+from looped_jax.config import combinations
 from looped_jax.config.keys import KEYS, MOST, SECTIONS, Key
 
 HEAD = """# Config keys
@@ -46,6 +47,7 @@ def markdown() -> str:
             default = f"`{_default(known)}`" if _default(known) else ""
             parts.append(f"| `{name}`{mark} | {default} | {known.meaning} | {_values(known)} |")
         parts.append("")
+    parts.append(f"## What does not go together\n\n{combinations.markdown()}\n")
     return "\n".join(parts)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from looped_jax.config.combinations import check_combinations
 from looped_jax.config.config_dict import get_key, variant_config
 from looped_jax.config.keys import ACTIVATION_NAMES, KEYS, MOST
 from looped_jax.errors import UserError, nearest
@@ -38,7 +39,6 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"config.model.positions='rope' needs an even head size; {which} is {head_size}"
         )
-    _check_ngpt(config)
     if train.batch_size % train.grad_accumulation:
         raise UserError(
             f"config.train.grad_accumulation={train.grad_accumulation} does not divide "
@@ -53,7 +53,8 @@ def validate(config: ConfigDict) -> None:
                 )
         if model[key] and model.remat != "names":
             raise UserError(f"config.model.{key} is used by config.model.remat='names' only")
-    _check_loop(config)
+    check_combinations(config)
+    _check_low_loops(config)
     names = [name for name, _ in config.variants]
     if config.variants and not config.comparison.metric:
         raise UserError("config.variants needs config.comparison.metric, e.g. eval/text/loss")
@@ -67,93 +68,15 @@ def validate(config: ConfigDict) -> None:
         validate(variant_config(config, name, overrides))
 
 
-def _check_loop(config: ConfigDict) -> None:
-    """UserError for kinds of loops that exclude each other."""
+def _check_low_loops(config: ConfigDict) -> None:
+    """UserError for gradients of low loops that are not there."""
     loop = config.loop
-    if loop.state != "input" and loop.injection == "none":
-        raise UserError(
-            f"config.loop.state={loop.state!r} forgets a segment's input; it needs a "
-            "config.loop.injection, e.g. 'concat'"
-        )
-    _check_nest(config)
-    if loop.messages != "none":
-        for option in ("state", "injection", "lanes", "nest", "routing"):
-            if loop[option] != KEYS[f"loop.{option}"].default:
-                raise UserError(
-                    f"config.loop.messages={loop.messages!r} starts every loop from the segment's "
-                    f"input: not with config.loop.{option}={loop[option]!r}"
-                )
-    if loop.routing != "none":
-        _check_routing(config)
-    if loop.routed_tokens == "gathered" and loop.routing != "expert_choice":
-        raise UserError(
-            "config.loop.routed_tokens='gathered' needs loops that take a fixed number of tokens: "
-            f"config.loop.routing='expert_choice'; it is {loop.routing!r}"
-        )
-    for option, plain in (("norms", "pre"), ("last_norm", "once"), ("nest", "none")):
-        if loop[option] != plain and config.model.norm == "none":
-            raise UserError(
-                f"config.loop.{option}={loop[option]!r} is about norms; config.model.norm is 'none'"
-            )
-
-
-def _check_nest(config: ConfigDict) -> None:
-    """UserError for what does not go with loops at two speeds, or is for these alone."""
-    loop = config.loop
-    if loop.nest == "none":
-        if loop.low_gradient_loops:
-            raise UserError(
-                "config.loop.low_gradient_loops is for config.loop.nest, which is 'none'"
-            )
-        return
-    for option, plain in (("gate", "none"), ("lanes", "one"), ("last_norm", "once")):
-        if loop[option] != plain:
-            raise UserError(
-                f"config.loop.nest={loop.nest!r} does not go with config.loop.{option}="
-                f"{loop[option]!r}: a loop ends one of two states"
-            )
-    if loop.nest == "two_stacks" and loop.per_loop == "lora":
-        raise UserError(
-            "config.loop.per_loop='lora' has a part for every loop of a stack: with config.loop."
-            "nest='two_stacks' no stack has them all; nest='one_stack' has"
-        )
-    if config.loop_loss.kind != "last":
-        raise UserError(
-            f"config.loop_loss.kind={config.loop_loss.kind!r} is of every loop; with config.loop."
-            f"nest={loop.nest!r} most end a state that is not read: take 'last'"
-        )
+    if loop.low_gradient_loops and loop.nest == "none":
+        raise UserError("config.loop.low_gradient_loops is for config.loop.nest, which is 'none'")
     if most := [count for count in loop.low_gradient_loops if count > loop.low_loops]:
         raise UserError(
             f"config.loop.low_gradient_loops: {most[0]} is more than the {loop.low_loops} low loops"
         )
-
-
-def _check_ngpt(config: ConfigDict) -> None:
-    """UserError for what config.model.layer=ngpt is not made of."""
-    if config.model.layer != "ngpt":
-        return
-    parts = {"model.norm": "l2", "model.qk_norm": True, "model.mlp": "swiglu", "loop.norms": "pre"}
-    parts |= {"model.attention_gate": False}  # It has one of its own.
-    for key, part in parts.items():
-        if (found := get_key(config, key)) != part:
-            raise UserError(
-                f"config.model.layer='ngpt' needs config.{key}={part!r}; it is {found!r}"
-            )
-
-
-def _check_routing(config: ConfigDict) -> None:
-    """UserError for what does not go with tokens that are not in all loops."""
-    others = (
-        *(f"loop.{option}" for option in ("gate", "lanes", "last_norm", "nest", "state")),
-        *("loop_loss.kind", "counts.distribution", "counts.curriculum", "counts.gradient_loops"),
-    )
-    for name in others:
-        value = get_key(config, name)
-        if value != KEYS[name].default:
-            raise UserError(
-                f"config.{name}={value!r} is about tokens that are in all loops: not with "
-                f"config.loop.routing={config.loop.routing!r}"
-            )
 
 
 def _check_tuples(config: ConfigDict) -> None:

@@ -57,12 +57,6 @@ class LoopCounts:
             raise UserError(
                 f"config.counts is about one looped segment; plan {plan} has {len(looped)}"
             )
-        if config.loop.nest != "none":
-            raise UserError(
-                "config.counts is about loops that are alike; with config.loop.nest="
-                f"{config.loop.nest!r} their number is the plan's, and gradients are as "
-                "config.loop.low_gradient_loops says"
-            )
         if rises != bool(counts.curriculum_steps):
             raise UserError(
                 "config.counts.curriculum and curriculum_steps go together, e.g. "

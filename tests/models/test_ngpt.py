@@ -194,10 +194,10 @@ def test_a_norm_to_length_1_has_no_parameters_wherever_there_is_one() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"model__norm": "rmsnorm"}, r"'ngpt' needs config\.model\.norm='l2'; it is 'rmsnorm'"),
-        ({"model__qk_norm": False}, r"needs config\.model\.qk_norm=True; it is False"),
-        ({"model__mlp": "gelu"}, r"needs config\.model\.mlp='swiglu'; it is 'gelu'"),
-        ({"loop__norms": "branch"}, r"needs config\.loop\.norms='pre'; it is 'branch'"),
+        ({"model__norm": "rmsnorm"}, r"needs config\.model\.norm='l2', not 'rmsnorm'"),
+        ({"model__qk_norm": False}, r"needs config\.model\.qk_norm=True, not False"),
+        ({"model__mlp": "gelu"}, r"needs config\.model\.mlp='swiglu', not 'gelu'"),
+        ({"loop__norms": "branch"}, r"needs config\.loop\.norms='pre', not 'branch'"),
     ],
     ids=str,
 )

@@ -132,11 +132,11 @@ def test_other_loop_counts_than_whole_cycles_are_refused() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"loop__gate": "act"}, "does not go with config.loop.gate='act'"),
-        ({"loop__lanes": "hyper"}, "does not go with config.loop.lanes='hyper'"),
-        ({"loop__last_norm": "every_loop"}, "does not go with config.loop.last_norm="),
-        ({"loop__per_loop": "lora"}, "nest='one_stack' has"),
-        ({"loop_loss__kind": "weighted"}, "most end a state that is not read"),
+        ({"loop__gate": "act"}, "two states, .*: it needs config.loop.gate='none', not 'act'"),
+        ({"loop__lanes": "hyper"}, "needs config.loop.lanes='one', not 'hyper'"),
+        ({"loop__last_norm": "every_loop"}, "needs config.loop.last_norm='once', not"),
+        ({"loop__per_loop": "lora"}, "no stack of layers that is in all loops"),
+        ({"loop_loss__kind": "weighted"}, "needs config.loop_loss.kind='last', not 'weighted'"),
         ({"loop__low_gradient_loops": (4,)}, "4 is more than the 3 low loops"),
         ({"loop__low_gradient_loops": (-1,)}, "-1 is not a number of loops, 0 or more"),
         ({"model__norm": "none"}, "config.loop.nest='two_stacks' is about norms"),
@@ -151,8 +151,8 @@ def test_what_does_not_go_with_two_speeds_is_refused(keys: dict[str, Any], messa
 
 def test_counts_exits_and_shared_caches_are_refused() -> None:
     config = model_of("two_stacks").config
-    with pytest.raises(UserError, match=r"config\.counts is about loops that are alike"):
-        make_job(
+    with pytest.raises(UserError, match=r"needs config\.counts\.distribution='fixed'"):
+        validate(
             small_config(model__plan="1x4", loop__nest="two_stacks", counts__distribution="uniform")
         )
     with pytest.raises(UserError, match=r"exit=state:0\.03: with config\.loop\.nest"):

@@ -302,8 +302,8 @@ def test_gathered_tokens_cost_what_loops_with_fewer_tokens_do() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (dict(loop__gate="linear"), "config.loop.gate='linear' is about tokens that are in all"),
-        (dict(loop__lanes="hyper"), "config.loop.lanes='hyper' is about tokens that are in all"),
+        (dict(loop__gate="linear"), "in all loops: it needs config.loop.gate='none', not 'linear'"),
+        (dict(loop__lanes="hyper"), "config.loop.lanes='one', not 'hyper'"),
         (dict(loop__last_norm="every_loop"), "config.loop.last_norm"),
         (dict(loop__state="zero", loop__injection="add"), "config.loop.state"),
         (dict(loop_loss__kind="weighted"), "config.loop_loss.kind"),
@@ -311,7 +311,7 @@ def test_gathered_tokens_cost_what_loops_with_fewer_tokens_do() -> None:
         (dict(counts__gradient_loops=1), "config.counts.gradient_loops"),
         (
             dict(loop__routing="token_choice", loop__routed_tokens="gathered"),
-            "needs loops that take a fixed number of tokens",
+            "takes a fixed number of tokens: it needs config.loop.routing='expert_choice', not",
         ),
     ],
     ids=str,
