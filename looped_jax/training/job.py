@@ -102,6 +102,11 @@ def make_job(
     data = resolve(config)
     if needs_data:
         data.check()
+        if config.loop_loss.kind == "gate" and not config.train.start_from:
+            raise UserError(
+                "config.loop_loss.kind='gate' trains the gate of a model that has been trained: "
+                "config.train.start_from=RUN/checkpoints/STEP says which"
+            )
     mesh = make_mesh(config, devices)
     length_shards = mesh.shape["sequence"]
     if data.length % length_shards:

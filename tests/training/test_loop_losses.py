@@ -195,6 +195,7 @@ STAGE_TWO = dict(
     model__plan="1x1,1x3",
     optimizer__frozen=("embed", "segment_*/layers", "final_norm"),
     mesh__data=1,
+    train__start_from="run/checkpoints/1",
 )
 
 
@@ -215,6 +216,13 @@ def test_stage_two_trains_the_gate_alone_with_forward_passes_alone() -> None:
     jax.tree.map(np.testing.assert_array_equal, state.params, before)
     all_flops = job.step_flops(None)
     assert cost(program.as_text()).flops < 0.45 * all_flops
+
+
+def test_a_gate_alone_is_not_trained_on_a_model_that_nobody_has_trained() -> None:
+    with pytest.raises(
+        UserError, match=r"config\.train\.start_from=RUN/checkpoints/STEP says which"
+    ):
+        make_job(small_config(**{**STAGE_TWO, **options("gate"), "train__start_from": ""}))
 
 
 def test_the_baseline_of_a_comparison_has_no_loops_to_count_or_to_learn_from() -> None:

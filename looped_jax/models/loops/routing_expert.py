@@ -51,10 +51,7 @@ class ExpertChoice(Routing):
         """Chooses."""
         weight_D = self.per_loop("weight", ROUTER_INIT, (self.config.d_model,), "embed")
         z_BT = state.x_BTD.astype(jnp.float32) @ weight_D
-        candidate_BT, token_BT = (
-            state.extra["routing"]["active"],
-            context.token_BT,
-        )
+        candidate_BT, token_BT = state.extra["routing"]["active"], context.token_BT
         goes_on_BT = z_BT > 0
         active_BT = candidate_BT & goes_on_BT
         if context.train:
