@@ -13,8 +13,6 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # Small models take longer to compile than to run: LLVM's expensive passes are left out, here and in
 # commands that tests start. XLA's own are not, so that golden costs are a user's.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-# The older way to make code of fused operations: a third of the time, of the same HLO.
-os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 import jax
 
