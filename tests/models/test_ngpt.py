@@ -13,6 +13,7 @@ from helpers import (
     assert_close,
     batch_logits,
     init,
+    quick_jit,
     random_params,
     random_rows,
     small_config,
@@ -91,7 +92,7 @@ def by_hand(model: Any, params: Any, rows: Any, loops: int | None = None) -> Any
 def value_and_grad(loops: int | None = None, hand: bool = False, **fields: Any) -> Any:
     model, forward = ngpt(**fields), by_hand if hand else batch_logits
     loss = lambda p: jnp.sum(jnp.sin(forward(model, p, ROWS, loops)))  # noqa: E731
-    return jax.jit(jax.value_and_grad(loss))(random_params(ngpt()))
+    return quick_jit(jax.value_and_grad(loss))(random_params(ngpt()))
 
 
 @pytest.mark.parametrize("loops", [None, 3])

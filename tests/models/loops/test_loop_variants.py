@@ -23,6 +23,7 @@ from helpers import (
     batch_logits,
     distinct_tokens,
     init,
+    quick_jit,
     random_params,
     random_rows,
     small_config,
@@ -312,7 +313,7 @@ def value_and_grad(kind: str, loops: int | None = None, **fields: Any) -> Any:
     loss = lambda p: jnp.sum(jnp.sin(forward(model, p, ROWS, loops)))  # noqa: E731
     compute = jax.value_and_grad(loss)
     # A plain `for` takes longer to compile than to run.
-    compute = compute if forward is by_hand else jax.jit(compute)
+    compute = compute if forward is by_hand else quick_jit(compute)
     return compute(random_params(model_of(kind)))
 
 
