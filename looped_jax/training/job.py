@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from looped_jax.config.combinations import check_combinations
 from looped_jax.data.rows import TRAIN_KEYS
 from looped_jax.data.run_data import RunData, resolve
 from looped_jax.errors import UserError
@@ -99,6 +100,7 @@ def make_job(
 ) -> Job:
     """The job of a config on these devices (default: those there are). UserError for whatever
     cannot work; without ``needs_data`` its files need not be there."""
+    check_combinations(config)
     data = resolve(config)
     if needs_data:
         data.check()

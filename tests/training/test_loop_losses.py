@@ -160,7 +160,7 @@ def one_step(name: str) -> Any:
 
 @pytest.mark.parametrize("name", [n for n in list(MESHES)[2:] if "gathered" not in n])
 def test_losses_of_every_loop_are_the_same_on_every_mesh(name: str) -> None:
-    assert_close(one_step(name), one_step("1"), 2e-5)
+    assert_close(one_step(name), one_step("1"), 2e-5, share=0.25)
 
 
 WIDE = dict(vocab_size=512, d_model=256, d_ff=1024, num_heads=4, num_kv_heads=4, max_length=64)

@@ -160,7 +160,7 @@ def test_what_does_not_go_with_two_speeds_is_refused(keys: dict[str, Any], messa
 def test_counts_exits_and_shared_caches_are_refused() -> None:
     config = model_of("two_stacks").config
     with pytest.raises(UserError, match=r"needs config\.counts\.distribution='fixed'"):
-        validate(
+        make_job(
             small_config(model__plan="1x4", loop__nest="two_stacks", counts__distribution="uniform")
         )
     with pytest.raises(UserError, match=r"exit=state:0\.03: with config\.loop\.nest"):

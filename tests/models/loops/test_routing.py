@@ -4,13 +4,13 @@ each row's chosen tokens out, gathered as masked; elsewhere no token knows what 
 import functools
 from typing import Any
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import (
     MESHES,
-    assert_close,
     distinct_tokens,
     init,
     quick_jit,
@@ -37,6 +37,7 @@ from looped_jax.training.train_step import loss_and_grads
 
 EXPERT, TOKEN = ("routing", "expert_choice"), ("routing", "token_choice")
 PLAN, LOOPS = "1x1,1x3", 3
+assert_close = functools.partial(helpers.assert_close, share=0.1)
 ROWS = random_rows(rows=2)
 # Rows are packed from two documents; the last row ends in padding, to which no loss belongs.
 ROWS["segment_ids"][1, 7:] = 0
