@@ -1,7 +1,7 @@
 """Kinds of loops side by side on text: the arms of variants_small.py, over bytes.
 
 Two layers in three loops, width 64, 500 steps of 2,048 bytes on $PILE_DIR (docs/data.md), the other
-arms with the same training FLOPs; `unlooped` and `untied` are 2x1 and 6x1. Three learning rates,
+arms with the same training FLOPs; `unlooped` and `untied` are 2x1 and 6x1. Four learning rates,
 three seeds; what is reported is of the test shard (docs/variants.md). About 100 minutes on two CPU
 cores.
 
@@ -17,7 +17,7 @@ PLANS = {"1x1": "2x1", "3x1": "6x1", "1x2": "2x2", "1x4": "2x4"}
 TEXT_ARMS = {
     name: {key: PLANS.get(value, value) for key, value in arm.items()} for name, arm in ARMS.items()
 }
-RATES = (1.5e-3, 4e-3, 1e-2)
+RATES = (1.5e-3, 4e-3, 1e-2, 2.5e-2)
 BEYOND: dict[str, float] = {}
 TUNED: dict[str, float] = {}
 BASE = {
