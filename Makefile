@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TEST := -m pytest tests --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: quickstart test test-newest lint golden generated docs clean
 
@@ -9,13 +10,15 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m looped_jax.main --config=experiments/quickstart.py
 
 test: $(VENV)/installed-test lint
-	$(BIN)/python -m pytest tests --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python $(TEST)
+	$(BIN)/python $(TEST) -m exact_bits
 
 # The newest releases of all packages, without TensorFlow, which follows late.
 test-newest:
 	$(PYTHON) -m venv --clear $(VENV)-newest
 	$(VENV)-newest/bin/pip install --quiet --upgrade --editable '.[test-core]'
-	$(VENV)-newest/bin/python -m pytest tests --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(VENV)-newest/bin/python $(TEST)
+	$(VENV)-newest/bin/python $(TEST) -m exact_bits
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

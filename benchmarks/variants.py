@@ -37,8 +37,8 @@ from looped_jax.training.run import open_run
 
 LOOPS = (1, 2, 3, 4, 6, 8)
 MORE = 6  # What the picture shows beside the loops of training.
-# Costs in which arms are compared with the plain loop where they have as much of them, up to SAME.
-PER_ARM = ("parameters", "token_flops", "cache_bytes")
+PER_ARM = ("parameters", "token_flops", "cache_bytes")  # Costs that the tables show.
+# Costs of which the arms of a view have as much as the plain loop, up to SAME.
 VIEWS = {
     "equal training FLOPs": ("training_flops",),
     "equal parameters": ("parameters",),
@@ -124,6 +124,11 @@ def measured(record: Record, tasks: Sequence[str]) -> dict[str, dict[int, float]
     return found
 
 
+def in_percent(task: str) -> bool:
+    """Whether its headline metric is exact match, where more is better; else bits per byte."""
+    return task != "text"
+
+
 def shown(values: Sequence[float], percent: bool) -> str:
     """Mean (lowest to highest)."""
     scale, form = (100.0, ".1f") if percent else (1.0, ".3f")
@@ -147,7 +152,7 @@ def view(arms: dict[str, dict[str, Any]], of: Sequence[str], tasks: Sequence[str
     """Markdown: the arms that are ``alike``, best first, with what they cost beside the plain loop
     and what each task gives as they were trained."""
     of_plain, *_ = (arm["seen"] for arm in arms.values())
-    percent = tasks[0] != "text"
+    percent = in_percent(tasks[0])
     heads = ["arm", "plan", "lr", "steps", "parameters", "FLOPs a token", "cache", *tasks]
 
     def result(arm: dict[str, Any], task: str) -> list[float]:
@@ -179,7 +184,7 @@ def over_loops(arms: dict[str, dict[str, Any]], task: str) -> str:
         by_loops = arm["values"][task]
         if len(by_loops) > 1:
             cells = [name, str(arm["loops"])]
-            cells += [mean_of(by_loops[str(n)], task != "text") for n in LOOPS]
+            cells += [mean_of(by_loops[str(n)], in_percent(task)) for n in LOOPS]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -190,7 +195,7 @@ def mean_of(values: Sequence[float], percent: bool) -> str:
     return f"{100 * mean:.1f}" if percent else f"{mean:.3f}"
 
 
-def picture(arms: dict[str, dict[str, Any]], tasks: Sequence[str], percent: bool, to: Any) -> None:
+def picture(arms: dict[str, dict[str, Any]], tasks: Sequence[str], to: Any) -> None:
     """For each task, every arm as trained, and with MORE loops: its seeds and their mean."""
     figure, axes = plt.subplots(
         1,
@@ -200,6 +205,7 @@ def picture(arms: dict[str, dict[str, Any]], tasks: Sequence[str], percent: bool
         layout="constrained",
         squeeze=False,
     )
+    percent = in_percent(tasks[0])
     scale = 100.0 if percent else 1.0
     for axis, task in zip(axes[0], tasks, strict=True):
         for place, arm in enumerate(arms.values()):
@@ -232,9 +238,8 @@ def main() -> None:
     if missing:
         raise SystemExit("; ".join(missing))
     task = records[0].task
-    percent = task != "text"
     tasks = [name for name in arguments.tasks.split(",") if name] or [task]
-    metric = f"eval/{task}/{'accuracy' if percent else 'loss'}"
+    metric = f"eval/{task}/{'accuracy' if in_percent(task) else 'loss'}"
     arms: dict[str, dict[str, Any]] = {}
     for arm in tqdm(best_arms(records, metric), unit="arm"):
         values: dict[str, dict[str, list[float]]] = {}
@@ -250,7 +255,7 @@ def main() -> None:
         print(f"\n{title}\n\n{view(arms, costs, tasks)}")
     for name_of_task in tasks:
         print(f"\nat other numbers of loops, {name_of_task}\n\n{over_loops(arms, name_of_task)}")
-    picture(arms, tasks, percent, IMAGES / f"{name}.png")
+    picture(arms, tasks, IMAGES / f"{name}.png")
     print(f"\nsaved {RESULTS / name}.json, {IMAGES / name}.png")
 
 

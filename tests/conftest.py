@@ -30,6 +30,32 @@ hypothesis.settings.register_profile("project", deadline=None)
 hypothesis.settings.load_profile("project")
 
 
+# XLA's older way to make code of fused operations, in one piece: the same HLO, a third of the time
+# to compile. Its last bits are others, and two programs whose bits are equal for a user need not be
+# here.
+QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+EXACT = "exact_bits"
+
+
+def compiles_as_a_user(config: pytest.Config) -> bool:
+    """Whether it is the run of the tests that say so (`-m exact_bits`), by itself."""
+    return EXACT in config.getoption("markexpr")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"{EXACT}: of two programs; compiled as a user's are")
+    if not compiles_as_a_user(config):  # Before JAX starts its CPU devices.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not compiles_as_a_user(config):
+        why = f"of equal bits: compiled as a user's programs in a run of its own, -m {EXACT}"
+        for item in items:
+            if item.get_closest_marker(EXACT):
+                item.add_marker(pytest.mark.skip(reason=why))
+
+
 @pytest.fixture
 def run_module() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs `python -m MODULE ARGUMENTS…` from the project root as a user would."""

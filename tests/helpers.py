@@ -37,11 +37,6 @@ for name in list(MESHES)[1:]:
 TWO_MESHES = ("2 data, 2 fsdp, 2 tensor, gathered", "2 fsdp, 2 tensor, 2 sequence")
 
 
-# For programs that run once or twice and are compared up to a tolerance: XLA's older way to make
-# code of fused operations takes half of the time to compile. Its last bits are others.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": False})
-
-
 def small_model(plan: str = "2x2", **fields: Any) -> LoopedTransformer:
     """A model that compiles in a second."""
     defaults = dict(vocab_size=16, max_length=12, d_model=16, num_heads=4, num_kv_heads=4, d_ff=32)
@@ -129,7 +124,7 @@ def step_on_mesh(config: ConfigDict, rows: dict[str, Any]) -> Any:
     fetched."""
     job = make_job(config)
     params = jax.device_put(random_params(job.model), job.layout.shardings.params)
-    compute = quick_jit(lambda p, b: loss_and_grads(job.model, p, b, losses=job.losses))
+    compute = jax.jit(lambda p, b: loss_and_grads(job.model, p, b, losses=job.losses))
     with job.context():
         return jax.device_get(compute(params, put_batch(rows, job.mesh)))
 

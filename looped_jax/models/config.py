@@ -59,13 +59,6 @@ class ModelConfig:
     ids_in_use: int = 0  # Ids from here on pad the vocabulary; 0: none does.
 
     @property
-    def has_final_norm(self) -> bool:
-        """Whether a norm follows the last segment: not where the plan ends in loops that end in one
-        each (config.loop.last_norm, config.loop.nest)."""
-        loops_end_in_a_norm = {"last_norm", "nest"} & set(dict(self.loop))
-        return not (loops_end_in_a_norm and self.plan.segments[-1].trained_loops > 1)
-
-    @property
     def head_dim(self) -> int:
         return self.head_size or self.d_model // self.num_heads
 

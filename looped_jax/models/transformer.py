@@ -15,6 +15,7 @@ from flax import struct
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.execution import laid_out, looked_up, partitioned, placed
 from looped_jax.models.layers import Array, KeyValues, LayerInputs, norm, rope_angles
+from looped_jax.models.loops import chosen
 from looped_jax.models.loops.base import LoopOutput, collections, init_keys, parameters
 from looped_jax.models.loops.exits import ExitRule
 from looped_jax.models.loops.segment import NOTHING, LoopedSegment, Wanted
@@ -153,7 +154,7 @@ class LoopedTransformer(nn.Module):
             )
             outputs.append(output)
 
-        if config.has_final_norm:
+        if has_final_norm(config):
             x_BTD = norm(config, "final_norm")(x_BTD)
         depth_BT = next((o.depth_BT for o in outputs if o.depth_BT is not None), None)
         if inference is not None and inference.last_B is not None:
@@ -169,6 +170,13 @@ class LoopedTransformer(nn.Module):
         return Output(x_BTD, kernel_VD, tuple(outputs), depth_BT)
 
 
+def has_final_norm(config: ModelConfig) -> bool:
+    """Whether a norm follows the last segment: not where the plan ends in loops that end in one
+    each."""
+    ends_in_norm = any(variant.ends_in_norm for variant in chosen(config).values())
+    return not (ends_in_norm and config.plan.segments[-1].trained_loops > 1)
+
+
 def read_out(
     model: LoopedTransformer,
     params: Any,
@@ -182,7 +190,7 @@ def read_out(
     config = model.config
     later = range(after + 1, len(config.plan.segments))
     segments = [LoopedSegment(config, config.plan.segments[i], parent=None) for i in later]
-    last: Any = norm(config, None) if config.has_final_norm else None
+    last: Any = norm(config, None) if has_final_norm(config) else None
 
     def read(x_BTD: Array) -> Array:
         found: Any = x_BTD

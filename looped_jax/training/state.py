@@ -1,6 +1,7 @@
 """The state of a run: all that a checkpoint must hold to go on exactly, data position apart."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -56,15 +57,6 @@ def first_state(
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
 
-def _fresh(
-    model: LoopedTransformer,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    averages: bool = False,
-) -> TrainState:
-    return first_state(nn.unbox(_boxed(model, seed)), optimizer, averages)
-
-
 def _boxed(model: LoopedTransformer, seed: int) -> Any:
     """Fresh parameters with their logical axis names."""
     _, key = jax.random.split(jax.random.PRNGKey(seed))
@@ -72,9 +64,16 @@ def _boxed(model: LoopedTransformer, seed: int) -> Any:
     return parameters(model.init(init_keys(key), jnp.zeros((1, 2), jnp.int32)))
 
 
+@functools.lru_cache(maxsize=4)
+def _abstract(model: LoopedTransformer) -> Any:
+    """Shapes of its parameters with their logical axis names. Kept, as tracing takes seconds where
+    a model has many kinds of layers, and a job asks several times."""
+    return jax.eval_shape(lambda: _boxed(model, 0))
+
+
 def parameter_axes(model: LoopedTransformer) -> Any:
     """The logical axis names of each parameter: a tree of PartitionSpec."""
-    return nn.get_partition_spec(jax.eval_shape(lambda: _boxed(model, 0)))
+    return nn.get_partition_spec(_abstract(model))
 
 
 def state_layout(
@@ -88,8 +87,9 @@ def state_layout(
 
     ``averages``: with an average of the parameters.
     """
-    state = jax.eval_shape(lambda: _fresh(model, optimizer, 0, averages))
-    params = parameter_shardings(jax.eval_shape(lambda: _boxed(model, 0)), mesh, rules)
+    boxed = _abstract(model)
+    state = jax.eval_shape(lambda p: first_state(p, optimizer, averages), nn.unbox(boxed))
+    params = parameter_shardings(boxed, mesh, rules)
     shardings = TrainState(
         step=replicated(mesh),
         params=params,
@@ -152,5 +152,8 @@ def init_state(
 ) -> TrainState:
     """A fresh state, each device computing its own shards; the values follow from ``seed``."""
     averages = layout.abstract.average is not None
-    make = lambda: _fresh(model, optimizer, seed, averages)  # noqa: E731
+
+    def make() -> TrainState:
+        return first_state(nn.unbox(_boxed(model, seed)), optimizer, averages)
+
     return jax.jit(make, out_shardings=layout.shardings)()

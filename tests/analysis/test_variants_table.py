@@ -1,11 +1,13 @@
 """The fair table of kinds of loops: which runs it takes (benchmarks/variants.py)."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import pytest
 
-from benchmarks.variants import VIEWS, best_arms, shown, view
+from benchmarks.variants import LOOPS, VIEWS, best_arms, measured, shown, view
+from looped_jax.analysis.records import find_runs
 from looped_jax.config import default_config
 
 
@@ -75,3 +77,11 @@ def test_a_view_has_the_arms_of_equal_cost_and_the_best_comes_first() -> None:
         "equal parameters": ["cached twice", "concat", "plain", "unlooped"],
         "equal inference FLOPs and cache": ["untied", "concat", "plain"],
     }
+
+
+def test_a_plan_without_loops_is_measured_once_and_the_others_at_every_count(
+    variants_run: pathlib.Path,
+) -> None:
+    records, _ = find_runs([str(variants_run)])
+    of = {record.name: list(measured(record, [])["group_z7_n4"]) for record in records}
+    assert of == {"base": [1], "looped": list(LOOPS), "iso_flop": [1]}

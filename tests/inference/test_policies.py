@@ -83,15 +83,17 @@ def kept_by_hand(cache: str, loops: list[Any]) -> list[Any]:
     return kept
 
 
+@jax.jit
+def one_layer(params: Any, x: Any, inputs: Any) -> Any:
+    return Layer(MODEL.config, True).apply({"params": params}, x, inputs, (0, 0))
+
+
 class ByHand:
     """Reads one row; of each segment it has [S tokens][slots] keys and values."""
 
     def __init__(self, params: Any, cache: str, exit: str):
         self.params, self.cache, self.exit = params, cache, exit
         self.past: list[list[Any]] = [[], [], []]
-        self.layer = jax.jit(
-            lambda p, x, inputs: Layer(MODEL.config, True).apply({"params": p}, x, inputs, (0, 0))
-        )
 
     def block(self, index: int, slot: int, x: Any, inputs: Any) -> tuple[Any, Any]:
         """One loop of a segment; what it left, [T][2, G, K]."""
@@ -104,7 +106,7 @@ class ByHand:
             seen = (np.arange(12) < len(past))[None]
             inputs = inputs.replace(cache=KeyValues(k, v), seen_BS=seen)
         layer = jax.tree.map(lambda a: a[0], self.params[f"segment_{index}"]["layers"]["layer"])
-        x, kept = self.layer(layer, x, inputs)
+        x, kept = one_layer(layer, x, inputs)
         kv = np.stack([kept.k[0], kept.v[0]])  # [2, G, T, K]
         return x, list(kv.transpose(2, 0, 1, 3))
 

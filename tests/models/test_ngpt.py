@@ -13,7 +13,6 @@ from helpers import (
     assert_close,
     batch_logits,
     init,
-    quick_jit,
     random_params,
     random_rows,
     small_config,
@@ -92,7 +91,7 @@ def by_hand(model: Any, params: Any, rows: Any, loops: int | None = None) -> Any
 def value_and_grad(loops: int | None = None, hand: bool = False, **fields: Any) -> Any:
     model, forward = ngpt(**fields), by_hand if hand else batch_logits
     loss = lambda p: jnp.sum(jnp.sin(forward(model, p, ROWS, loops)))  # noqa: E731
-    return quick_jit(jax.value_and_grad(loss))(random_params(ngpt()))
+    return jax.jit(jax.value_and_grad(loss))(random_params(ngpt()))
 
 
 @pytest.mark.parametrize("loops", [None, 3])
@@ -140,11 +139,13 @@ def test_decoding_equals_the_full_pass(loops: int | None) -> None:
     params = random_params(model)
     tokens = np.random.default_rng(0).integers(3, 16, size=(2, 8)).astype(np.int32)
     rows = {"tokens": tokens, "segment_ids": None, "positions": None}
-    full = batch_logits(model, params, rows, loops)
-    logits, cache = prefill(model, params, tokens[:, :4], np.full(2, 4), 10, loops)
+    full = jax.jit(lambda p: batch_logits(model, p, rows, loops))(params)
+    read = jax.jit(lambda p: prefill(model, p, tokens[:, :4], np.full(2, 4), 10, loops))
+    step = jax.jit(lambda p, token_B, cache: decode(model, p, token_B, cache, loops))
+    logits, cache = read(params)
     for i in range(4, 8):
         np.testing.assert_allclose(logits, full[:, i - 1], rtol=2e-4, atol=2e-5)
-        logits, cache = decode(model, params, tokens[:, i], cache, loops)
+        logits, cache = step(params, tokens[:, i], cache)
 
 
 def test_what_is_read_out_of_a_loop_is_what_a_model_that_ends_there_says() -> None:

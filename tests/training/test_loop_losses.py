@@ -14,7 +14,6 @@ from helpers import (
     assert_close,
     batch_logits,
     init,
-    quick_jit,
     random_params,
     random_rows,
     small_config,
@@ -107,9 +106,9 @@ def gated(name: str, **fields: Any) -> Any:
 def test_a_loss_is_its_formula_over_passes_of_one_to_all_loops(name: str) -> None:
     model, objective = gated(name, remat="loop" if name == "expected" else "none"), losses(name)
     params = random_params(model, 0.1)
-    metrics, grads = quick_jit(lambda p: loss_and_grads(model, p, ROWS, losses=objective))(params)
+    metrics, grads = jax.jit(lambda p: loss_and_grads(model, p, ROWS, losses=objective))(params)
     by_passes = jax.value_and_grad(lambda p: by_hand(model, p, name), has_aux=True)
-    (value, last), expected = quick_jit(by_passes)(params)
+    (value, last), expected = jax.jit(by_passes)(params)
     assert float(metrics["objective"]) == pytest.approx(float(value), rel=1e-5)
 
     def close(here: Any, there: Any) -> None:

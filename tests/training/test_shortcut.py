@@ -17,7 +17,6 @@ from helpers import (
     TWO_MESHES,
     assert_close,
     init,
-    quick_jit,
     random_params,
     random_rows,
     small_config,
@@ -133,7 +132,7 @@ def by_hand(model: Any, params: Any, sizes: list[float]) -> tuple[jax.Array, Any
 @functools.cache
 def compiled(**fields: Any) -> Any:
     model = small_model(f"2x{LOOPS}", loop=(("per_loop", "time"),), **fields)
-    return quick_jit(lambda p, batch: loss_and_grads(model, p, batch, losses=losses())), model
+    return jax.jit(lambda p, batch: loss_and_grads(model, p, batch, losses=losses())), model
 
 
 def with_trajectory(units: tuple[int, ...]) -> dict[str, Any]:
@@ -148,7 +147,7 @@ def test_the_loss_is_that_of_two_whole_passes() -> None:
     for units in ((4,), (1, 3), (2, 1, 1)):
         metrics, grads = step(params, with_trajectory(units))
         of_hand = functools.partial(by_hand, model, sizes=[u / LOOPS for u in units])
-        (value, parts), expected = quick_jit(jax.value_and_grad(of_hand, has_aux=True))(params)
+        (value, parts), expected = jax.jit(jax.value_and_grad(of_hand, has_aux=True))(params)
         assert_close(grads, expected)
         assert_close(metrics, {**parts, "objective": value})
     assert step._cache_size() == 1  # Whatever the trajectory.

@@ -156,6 +156,7 @@ class LoopVariant(nn.Module):
       changes something inside them (models/layer_kinds.py says when it may). What they make by
       `per_loop` has every loop of every layer for itself, [L, k, …].
     hears_layers: whether its `leave` is given ``state.entered``.
+    ends_in_norm: whether each of its loops ends in a norm, so that none follows the last one.
     stacks: how many stacks of k layers there are, of which each loop goes through one, as `runs`
       says.
     """
@@ -163,6 +164,7 @@ class LoopVariant(nn.Module):
     config: ModelConfig
     layer_class: ClassVar[type[Layer]] = Layer
     hears_layers: ClassVar[bool] = False
+    ends_in_norm: ClassVar[bool] = False
     stacks: ClassVar[int] = 1
 
     @classmethod

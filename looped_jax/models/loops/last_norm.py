@@ -7,12 +7,16 @@ Ouro (Zhu et al. 2025, arXiv 2510.25741): it is the model's last norm as well, s
 ends in a looped segment there is no other.
 """
 
+from typing import ClassVar
+
 from looped_jax.models.layers import Array, norm
 from looped_jax.models.loops.base import LoopContext, LoopState, LoopVariant
 
 
 class NormEveryLoop(LoopVariant):
     """norm(h) after every loop."""
+
+    ends_in_norm: ClassVar[bool] = True
 
     def setup(self) -> None:
         """Makes the norm."""

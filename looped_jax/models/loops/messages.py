@@ -31,11 +31,6 @@ def scaled(x_D: Array, eps: float) -> Array:
     return unit(x_D.astype(jnp.float32), eps * x_D.shape[-1]) * x_D.shape[-1] ** 0.5
 
 
-def said_by(config: ModelConfig, layers: int) -> int:
-    """N, messages of so many layers."""
-    return 1 + (layers - 1) // config.message_block
-
-
 class MessageLayer(Layer):
     """A layer whose blocks read the stream and a message."""
 
@@ -58,10 +53,9 @@ class MessageLayer(Layer):
         share_BTN1 = jax.nn.softmax(said_BTND @ asked_D)[..., None]
         message_BTD = jnp.sum(share_BTN1 * said_BTND, axis=2)
         both = [scaled(of, config.norm_eps).astype(config.dtype) for of in (x_BTD, message_BTD)]
-        down = linear("down", config.message_rank, DOWN, "embed", None)
-        z_BTR = down(jnp.concatenate(both, axis=-1))
-        gates = [linear(gate, width, GATES, None, "embed") for gate in ("forget", "take")]
-        forget_BTD, take_BTD = (jnp.tanh(gate(z_BTR)) for gate in gates)
+        z_BTR = linear("down", config.message_rank, DOWN, "embed", None)(jnp.concatenate(both, -1))
+        gates = [linear(gate, width, GATES, None, "embed")(z_BTR) for gate in ("forget", "take")]
+        forget_BTD, take_BTD = map(jnp.tanh, gates)
         return (1 - forget_BTD) * x_BTD + take_BTD * message_BTD.astype(config.dtype)
 
 
@@ -73,9 +67,9 @@ class BlockMessages(LoopVariant):
 
     def start(self, state: LoopState, context: LoopContext) -> LoopState:
         """Nothing has been said."""
-        count = said_by(self.config, context.layers)
-        said_BTND = jnp.zeros_like(state.x_BTD[:, :, None].repeat(count, axis=2))
-        return state.replace(extra={**state.extra, "messages": said_BTND})
+        count = len(range(0, context.layers, self.config.message_block))
+        said = [jnp.zeros_like(state.x_BTD)] * count
+        return state.replace(extra={**state.extra, "messages": jnp.stack(said, axis=2)})
 
     def enter(self, state: LoopState, context: LoopContext, loop: Array) -> LoopState:
         """Starts again."""
@@ -85,11 +79,10 @@ class BlockMessages(LoopVariant):
         self, inputs: LayerInputs, state: LoopState, context: LoopContext, loop: Array
     ) -> LayerInputs:
         """M, and whether it is of a loop."""
-        number = jnp.reshape(loop, (1, 1, 1))
-        if context.counts is not None:
-            number = context.counts.number_B(loop)[:, None, None]
+        number_B = jnp.reshape(loop, 1) if context.counts is None else context.counts.number_B(loop)
         said_BTND = scaled(state.extra["messages"], self.config.norm_eps)
-        return inputs.replace(extra={**inputs.extra, "messages": said_BTND, "later": number > 0})
+        later_B11 = (number_B > 0)[:, None, None]
+        return inputs.replace(extra={**inputs.extra, "messages": said_BTND, "later": later_B11})
 
     def leave(self, state: LoopState, context: LoopContext, loop: Array) -> LoopState:
         """Says what the blocks and the loop made."""
@@ -101,5 +94,6 @@ class BlockMessages(LoopVariant):
     @classmethod
     def layer_flops(cls, config: ModelConfig) -> int:
         """Of each of four readers W, W_f and W_m; a . M and the sum over M."""
-        said = max(said_by(config, config.plan.segments[i].layers) for i in config.plan.looped)
+        layers = max(config.plan.segments[i].layers for i in config.plan.looped)
+        said = len(range(0, layers, config.message_block))
         return 4 * (2 * config.message_rank * 4 * config.d_model + 2 * 2 * said * config.d_model)

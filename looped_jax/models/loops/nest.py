@@ -38,6 +38,7 @@ class TwoStacks(LoopVariant):
     """Low and high updates by stacks of their own."""
 
     stacks: ClassVar[int] = 2
+    ends_in_norm: ClassVar[bool] = True
 
     def setup(self) -> None:
         """Makes a norm for each stack, and the vector that z_low begins with."""

@@ -13,7 +13,6 @@ from helpers import (
     TWO_MESHES,
     assert_close,
     init,
-    quick_jit,
     random_rows,
     small_config,
     small_model,
@@ -99,7 +98,7 @@ def compiled(kind: str, how: tuple[tuple[str, Any], ...] = ()) -> Any:
     def loss(params: Any, loops_B: Any) -> Any:
         return jnp.sum(jnp.sin(batch_forward(model, params, {**ROWS, "loops": loops_B}).x_BTD))
 
-    return quick_jit(jax.value_and_grad(loss))
+    return jax.jit(jax.value_and_grad(loss))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -23,7 +23,6 @@ from helpers import (
     batch_logits,
     distinct_tokens,
     init,
-    quick_jit,
     random_params,
     random_rows,
     small_config,
@@ -313,7 +312,7 @@ def value_and_grad(kind: str, loops: int | None = None, **fields: Any) -> Any:
     loss = lambda p: jnp.sum(jnp.sin(forward(model, p, ROWS, loops)))  # noqa: E731
     compute = jax.value_and_grad(loss)
     # A plain `for` takes longer to compile than to run.
-    compute = compute if forward is by_hand else quick_jit(compute)
+    compute = compute if forward is by_hand else jax.jit(compute)
     return compute(random_params(model_of(kind)))
 
 
@@ -470,12 +469,15 @@ def test_decoding_equals_the_full_pass(asked: tuple[int | None, str], kind: str)
     params = random_params(model)
     tokens = np.random.default_rng(0).integers(3, 16, size=(2, 8)).astype(np.int32)
     rows = {"tokens": tokens, "segment_ids": None, "positions": None}
-    full = batch_logits(model, params, rows, loops)
-    logits, cache = prefill(model, params, tokens[:, :4], np.full(2, 4), 10, loops)
+    full = jax.jit(lambda p: batch_logits(model, p, rows, loops))(params)
+    read = jax.jit(lambda p: prefill(model, p, tokens[:, :4], np.full(2, 4), 10, loops))
+    step = jax.jit(lambda p, token_B, cache: decode(model, p, token_B, cache, loops))
+    logits, cache = read(params)
     for i in range(4, 6):
         np.testing.assert_allclose(logits, full[:, i - 1], rtol=2e-4, atol=2e-5)
-        logits, cache = decode(model, params, tokens[:, i], cache, loops)
-    together, _ = verify(model, params, tokens[:, 6:], cache, loops)
+        logits, cache = step(params, tokens[:, i], cache)
+    more = jax.jit(lambda p, tokens_BT, cache: verify(model, p, tokens_BT, cache, loops))
+    together, _ = more(params, tokens[:, 6:], cache)
     np.testing.assert_allclose(together, full[:, 6:], rtol=2e-4, atol=2e-5)
 
 

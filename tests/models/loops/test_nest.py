@@ -10,7 +10,6 @@ import pytest
 from helpers import (
     batch_logits,
     init,
-    quick_jit,
     random_params,
     random_rows,
     small_config,
@@ -78,7 +77,7 @@ def test_gradients_are_cut_where_a_plain_loop_cuts_them(
     params = random_params(model, 0.2)
 
     def value_and_grad(run: Any) -> Any:
-        return quick_jit(jax.value_and_grad(lambda p: jnp.sum(jnp.sin(run(p)))))(params)
+        return jax.jit(jax.value_and_grad(lambda p: jnp.sum(jnp.sin(run(p)))))(params)
 
     found = value_and_grad(lambda p: batch_logits(model, p, ROWS))
     expected = value_and_grad(lambda p: by_hand(model, p, kept, 2))

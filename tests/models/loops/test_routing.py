@@ -13,7 +13,6 @@ from helpers import (
     MESHES,
     distinct_tokens,
     init,
-    quick_jit,
     random_rows,
     small_config,
     small_model,
@@ -142,7 +141,7 @@ def depths_of(model: Any, params: Any) -> Any:
 def trained(kind: tuple[str, str], parts: int = 1, *others: tuple[str, str], **fields: Any) -> Any:
     """Metrics and gradients of a training step."""
     model = model_of(kind, *others, **fields)
-    compute = quick_jit(lambda p: loss_and_grads(model, p, ROWS, parts=parts))
+    compute = jax.jit(lambda p: loss_and_grads(model, p, ROWS, parts=parts))
     return jax.device_get(compute(params_of(model)))
 
 
