@@ -144,16 +144,28 @@ def _optimizer_shardings(
     return jax.tree_util.tree_map_with_path(of, optimizer_state)
 
 
+def jitted_init(
+    model: LoopedTransformer,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    layout: StateLayout,
+) -> Any:
+    """What makes a fresh state, each device computing its own shards: a jitted function of nothing.
+    The values follow from ``seed``."""
+    averages = layout.abstract.average is not None
+
+    def make() -> TrainState:
+        return first_state(nn.unbox(_boxed(model, seed)), optimizer, averages)
+
+    return jax.jit(make, out_shardings=layout.shardings)
+
+
 def init_state(
     model: LoopedTransformer,
     optimizer: optax.GradientTransformation,
     seed: int,
     layout: StateLayout,
 ) -> TrainState:
-    """A fresh state, each device computing its own shards; the values follow from ``seed``."""
-    averages = layout.abstract.average is not None
-
-    def make() -> TrainState:
-        return first_state(nn.unbox(_boxed(model, seed)), optimizer, averages)
-
-    return jax.jit(make, out_shardings=layout.shardings)()
+    """A fresh state, made by jitted_init."""
+    state: TrainState = jitted_init(model, optimizer, seed, layout)()
+    return state

@@ -10,7 +10,7 @@ from helpers import MESHES, random_rows, small_config
 from looped_jax.errors import UserError
 from looped_jax.parallel.mesh import make_mesh, put_batch
 from looped_jax.training.job import make_job
-from looped_jax.training.state import _fresh, init_state
+from looped_jax.training.state import init_state, jitted_init
 from looped_jax.training.train_step import loss_and_grads
 
 # Sums of float32 in another order; gradients here are of size 0.01 to 1.
@@ -85,7 +85,7 @@ def test_a_parameter_that_does_not_divide_is_named() -> None:
 def test_no_device_ever_holds_the_whole_state_while_it_is_initialised() -> None:
     wide = dict(model__vocab_size=4096, model__d_model=64, optimizer__name="adamw")
     job = make_job(small_config(mesh__data=1, mesh__fsdp=8, **wide))
-    fresh = jax.jit(lambda: _fresh(job.model, job.optimizer, 0), out_shardings=job.layout.shardings)
+    fresh = jitted_init(job.model, job.optimizer, 0, job.layout)
     memory = fresh.lower().compile().memory_analysis()
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(job.layout.abstract))
     largest = 4096 * 64 * 4  # The embedding's bytes.
