@@ -18,8 +18,8 @@ TEXT_ARMS = {
     name: {key: PLANS.get(value, value) for key, value in arm.items()} for name, arm in ARMS.items()
 }
 RATES = (1.5e-3, 4e-3, 1e-2, 2.5e-2)
-BEYOND: dict[str, float] = {}
-TUNED: dict[str, float] = {}
+BEYOND = {"add": 6e-2}
+TUNED = {**dict.fromkeys(ARMS, 1e-2), "add": 2.5e-2}
 BASE = {
     "data.test_files": "test.jsonl.zst",
     "train.steps": 500,
