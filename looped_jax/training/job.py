@@ -6,7 +6,7 @@ Whatever is wrong with a config is found here, before anything is allocated or w
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,10 +28,15 @@ from looped_jax.parallel.mesh import batch_sharding, make_mesh, mesh_context
 from looped_jax.training.loop_counts import LoopCounts, mean_counts
 from looped_jax.training.loop_losses import LoopLosses
 from looped_jax.training.optimizer import make_optimizer
-from looped_jax.training.parameter_groups import frozen_parameters
+from looped_jax.training.parameter_groups import backward_passes, frozen_parameters
 from looped_jax.training.regularizer import CosineRegularizer
 from looped_jax.training.stacking import Stage, stages
-from looped_jax.training.state import StateLayout, parameter_axes, state_layout
+from looped_jax.training.state import (
+    StateLayout,
+    parameter_axes,
+    parameter_shapes,
+    state_layout,
+)
 from looped_jax.training.train_step import make_train_step
 
 
@@ -55,17 +60,17 @@ class Job:
     def rules(self) -> Any:
         return self.config.mesh.rules
 
-    def step_flops(
-        self, counts: tuple[float, float] | None, short_loops: float | None = None
-    ) -> float:
-        """Model FLOPs of a training step, see train_flops; ``counts`` of a job that has them, and
-        ``short_loops`` of one with a short trajectory."""
-        return _step_flops(self.config, self.model.config, self.losses, counts, short_loops)
+    @functools.cached_property
+    def step_flops(self) -> Callable[..., float]:
+        """Model FLOPs of a training step by what differs from one to the next: train_flops of
+        ``counts``, for a job that has them, and of ``short_loops``, for one with a short
+        trajectory."""
+        return _step_flops(self.config, self.model, self.losses)
 
     @functools.cached_property
     def mean_step_flops(self) -> float:
         """The same on average over its steps."""
-        return _mean_step_flops(self.config, self.model.config, self.losses)
+        return _mean(self.config, self.losses, self.step_flops)
 
     def context(self) -> contextlib.AbstractContextManager[None]:
         """Where its functions are traced and run."""
@@ -73,26 +78,33 @@ class Job:
 
 
 def _step_flops(
-    config: ConfigDict,
-    model: ModelConfig,
-    losses: LoopLosses | None,
-    counts: tuple[float, float] | None,
-    short_loops: float | None,
-) -> float:
-    read_outs, rows = 1 if losses is None else losses.read_outs, config.train.batch_size
-    return train_flops(model, rows, model.max_length, counts, read_outs, short_loops)
+    config: ConfigDict, model: LoopedTransformer, losses: LoopLosses | None
+) -> Callable[..., float]:
+    backward = None
+    if config.optimizer.frozen:
+        axes = parameter_axes(model)
+        frozen = frozen_parameters(config.optimizer, axes)
+        backward = backward_passes(frozen, axes, parameter_shapes(model), model.config)
+    read_outs = 1 if losses is None else losses.read_outs
+    shape = (config.train.batch_size, model.config.max_length)
+    return functools.partial(
+        train_flops, model.config, *shape, read_outs=read_outs, backward=backward
+    )
 
 
-def _mean_step_flops(config: ConfigDict, model: ModelConfig, losses: LoopLosses | None) -> float:
+def _mean(config: ConfigDict, losses: LoopLosses | None, step_flops: Callable[..., float]) -> float:
     short_loops = None if losses is None else losses.mean_short_loops
-    return _step_flops(config, model, losses, mean_counts(config), short_loops)
+    return step_flops(counts=mean_counts(config), short_loops=short_loops)
 
 
 def planned_step_flops(config: ConfigDict) -> float:
     """Model FLOPs of a config's mean training step, without devices or its data."""
     data = resolve(config)
-    model = ModelConfig.from_config(config, vocab_size=data.vocab_size, max_length=data.length)
-    return _mean_step_flops(config, model, LoopLosses.from_config(config))
+    model = LoopedTransformer(
+        ModelConfig.from_config(config, vocab_size=data.vocab_size, max_length=data.length)
+    )
+    losses = LoopLosses.from_config(config)
+    return _mean(config, losses, _step_flops(config, model, losses))
 
 
 def make_job(

@@ -15,6 +15,9 @@ import optax
 from ml_collections import ConfigDict
 
 from looped_jax.errors import UserError, nearest
+from looped_jax.models.config import ModelConfig
+from looped_jax.models.loops.base import PER_LOOP
+from looped_jax.models.matrices import layered_shape
 
 
 def map_parameters(of: Callable[[str, Any], Any], axes: Any) -> Any:
@@ -89,6 +92,50 @@ def frozen_parameters(optimizer: ConfigDict, axes: Any) -> Any:
             f"config.optimizer.frozen={optimizer.frozen!r} is every parameter: nothing is trained"
         )
     return found
+
+
+def backward_passes(
+    frozen: Any, axes: Any, params: Any, config: ModelConfig
+) -> tuple[float, ...] | None:
+    """How many forward passes the backward pass takes of each segment and of the output projection
+    (models/flops.py); None where all parameters are trained: 2 of all.
+
+    One is for gradients that go through to what is trained in front or inside, and for that of
+    each matrix that is trained another, of its share. ``frozen``: of frozen_parameters; ``axes``
+    and shapes ``params`` of the same parameters.
+    """
+    if frozen is None:
+        return None
+
+    def trained(tree: Any) -> bool:
+        return not all(jax.tree.leaves(tree))
+
+    def share(*path: str) -> float:
+        """Of all elements of the matrices below, those that are trained."""
+        sizes = [0, 0]
+        chosen, names, arrays = frozen, axes, params
+        for name in path:
+            chosen, names, arrays = chosen[name], names[name], arrays[name]
+        leaves = jax.tree.leaves(arrays)
+        tree: Any = jax.tree.structure(arrays)
+        of_leaves = zip(leaves, tree.flatten_up_to(names), jax.tree.leaves(chosen), strict=True)
+        for array, axes_of, is_frozen in of_leaves:
+            if len(layered_shape(tuple(axes_of), array.shape)) > 2:
+                sizes[is_frozen] += array.size
+        return sizes[False] / max(1, sum(sizes))
+
+    segments = [f"segment_{i}" for i in range(len(config.plan.segments))]
+    behind = {*segments, PER_LOOP, "final_norm", "output", "logit_scale"}
+    through = trained([tree for name, tree in frozen.items() if name not in behind])
+    passes = []
+    for name in segments:
+        # A gate reads the stream; nothing of what it says goes back into it but by ACT's.
+        apart = "gate" if dict(config.loop).get("gate") == "linear" else ""
+        own = [tree for part, tree in frozen[name].items() if part != apart]
+        through = through or trained([*own, frozen.get(PER_LOOP, {}).get(name, {})])
+        passes.append(through + share(name))
+    through = through or trained(frozen.get("final_norm", {}))
+    return (*passes, through + share("embed" if config.tied_output else "output"))
 
 
 def held(params: Any, frozen: Any) -> Any:

@@ -76,6 +76,11 @@ def parameter_axes(model: LoopedTransformer) -> Any:
     return nn.get_partition_spec(_abstract(model))
 
 
+def parameter_shapes(model: LoopedTransformer) -> Any:
+    """Shapes and dtypes of its parameters."""
+    return nn.unbox(_abstract(model))
+
+
 def state_layout(
     model: LoopedTransformer,
     optimizer: optax.GradientTransformation,
@@ -87,9 +92,9 @@ def state_layout(
 
     ``averages``: with an average of the parameters.
     """
-    boxed = _abstract(model)
-    state = jax.eval_shape(lambda p: first_state(p, optimizer, averages), nn.unbox(boxed))
-    params = parameter_shardings(boxed, mesh, rules)
+    shapes = parameter_shapes(model)
+    state = jax.eval_shape(lambda p: first_state(p, optimizer, averages), shapes)
+    params = parameter_shardings(_abstract(model), mesh, rules)
     shardings = TrainState(
         step=replicated(mesh),
         params=params,

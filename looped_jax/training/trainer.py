@@ -278,4 +278,4 @@ class _Run:
         if self.job.counts is not None:
             counts = float(scalars["loops"]), float(scalars["gradient_loops"])
         short_loops = float(scalars["short/loops"]) if "short/loops" in scalars else None
-        return self.job.step_flops(counts, short_loops)
+        return self.job.step_flops(counts=counts, short_loops=short_loops)

@@ -214,8 +214,7 @@ def test_stage_two_trains_the_gate_alone_with_forward_passes_alone() -> None:
     state.params["segment_1"].pop("gate")
     before["segment_1"].pop("gate")
     jax.tree.map(np.testing.assert_array_equal, state.params, before)
-    all_flops = job.step_flops(None)
-    assert cost(program.as_text()).flops < 0.45 * all_flops
+    assert cost(program.as_text()).flops == pytest.approx(job.mean_step_flops, rel=0.02)
 
 
 def test_a_gate_alone_is_not_trained_on_a_model_that_nobody_has_trained() -> None:

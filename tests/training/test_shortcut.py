@@ -227,7 +227,7 @@ def test_a_run_draws_anew_in_every_step_and_the_same_after_a_resume() -> None:
             assert np.isfinite(float(metrics["objective"]))
     assert len(set(loops)) > 1 and step._cache_size() == 1
     assert job.mean_step_flops == pytest.approx(
-        np.mean([job.step_flops(None, s) for s in (1, 2, 3)])
+        np.mean([job.step_flops(short_loops=s) for s in (1, 2, 3)])
     )
 
 
