@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 from tqdm import tqdm
 
 from benchmarks.common import RESULTS, machine, save
-from experiments.sweeps.variants_small import SEEDS, TUNING
+from experiments.sweeps.variants_small import ARMS, SEEDS, TUNING
 from looped_jax.analysis.records import Record, find_runs
 from looped_jax.evaluation.held_out import Evaluator
 from looped_jax.evaluation.metric_table import Metric
@@ -45,6 +45,7 @@ VIEWS = {
     "equal inference FLOPs and cache": ("token_flops", "cache_bytes"),
 }
 SAME = 0.1
+PLAIN = "plain"
 IMAGES = pathlib.Path(__file__).parents[1] / "docs" / "images"
 
 
@@ -77,7 +78,7 @@ class Arm:
 
 def best_arms(records: Sequence[Record], metric: str) -> list[Arm]:
     """Each arm at the rate at which the tuning seed ended with the best ``metric``, with the runs
-    of the measuring seeds at that rate; SystemExit if one is not there."""
+    of the measuring seeds at that rate, in the order of ARMS; SystemExit if one is not there."""
     tuning: dict[str, dict[float, float]] = {}
     measuring: dict[tuple[str, float], dict[int, Record]] = {}
     for record in records:
@@ -92,7 +93,8 @@ def best_arms(records: Sequence[Record], metric: str) -> list[Arm]:
             measuring.setdefault((name, rate), {})[record.seed] = record
     better = max if Metric(metric).kind.higher_is_better else min
     arms = []
-    for name, values in tuning.items():
+    for name in sorted(tuning, key=list(ARMS).index):
+        values = tuning[name]
         best = better(values, key=lambda rate: values[rate])
         runs = measuring.get((name, best), {})
         if set(runs) != set(SEEDS):
@@ -139,8 +141,8 @@ def shown(values: Sequence[float], percent: bool) -> str:
 
 
 def alike(arms: dict[str, dict[str, Any]], costs: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The arms whose ``costs`` are within SAME of the first's, the plain loop's."""
-    of_plain, *_ = (arm["seen"] for arm in arms.values())
+    """The arms whose ``costs`` are within SAME of the plain loop's."""
+    of_plain = arms[PLAIN]["seen"]
     return {
         name: arm
         for name, arm in arms.items()
@@ -151,7 +153,7 @@ def alike(arms: dict[str, dict[str, Any]], costs: Sequence[str]) -> dict[str, di
 def view(arms: dict[str, dict[str, Any]], of: Sequence[str], tasks: Sequence[str]) -> str:
     """Markdown: the arms that are ``alike``, best first, with what they cost beside the plain loop
     and what each task gives as they were trained."""
-    of_plain, *_ = (arm["seen"] for arm in arms.values())
+    of_plain = arms[PLAIN]["seen"]
     percent = in_percent(tasks[0])
     heads = ["arm", "plan", "lr", "steps", "parameters", "FLOPs a token", "cache", *tasks]
 

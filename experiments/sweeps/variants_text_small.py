@@ -2,8 +2,8 @@
 
 Two layers in three loops, width 64, 500 steps of 2,048 bytes on $PILE_DIR (docs/data.md), the other
 arms with the same training FLOPs; `unlooped` and `untied` are 2x1 and 6x1. Four learning rates,
-three seeds; what is reported is of the test shard (docs/variants.md). About 100 minutes on two CPU
-cores.
+three seeds; what is reported is of the test shard (docs/variants.md). 106 runs of about 100
+seconds of one CPU core each.
 
     python -m looped_jax.sweep --sweep=experiments/sweeps/variants_text_small.py \
         --workdir=runs/variants_text_small --config.data.path=$PILE_DIR
@@ -18,6 +18,7 @@ TEXT_ARMS = {
     name: {key: PLANS.get(value, value) for key, value in arm.items()} for name, arm in ARMS.items()
 }
 RATES = (1.5e-3, 4e-3, 1e-2, 2.5e-2)
+# Beyond them for an arm whose best was at their end.
 BEYOND = {"add": 6e-2}
 TUNED = {**dict.fromkeys(ARMS, 1e-2), "add": 2.5e-2}
 BASE = {
