@@ -68,6 +68,7 @@ def test_looping_adds_no_parameters() -> None:
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.exact_bits
 def test_loops_at_evaluation_equal_the_model_built_with_that_many() -> None:
     params = init(small_model("1x1,2x2"))
     overridden = logits(small_model("1x1,2x2"), params, ROWS, loops=3)

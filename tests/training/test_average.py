@@ -53,6 +53,7 @@ def test_it_stays_exactly_where_a_parameter_does(decay: float, updates: int) -> 
     )
 
 
+@pytest.mark.exact_bits
 @pytest.mark.parametrize("mesh", [dict(mesh__data=1), dict(mesh__data=1, mesh__fsdp=8)])
 def test_training_keeps_the_average_of_the_parameters_it_makes(mesh: dict[str, int]) -> None:
     states, jobs = [], []

@@ -97,6 +97,7 @@ def final_state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(params)}
 
 
+@pytest.mark.exact_bits
 @pytest.mark.parametrize("last", [2, 4])
 def test_a_run_stopped_at_or_after_growth_ends_in_the_same_state(
     last: int, whole: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers import batch_logits, init, random_rows, small_model
 
 from looped_jax.models.layers import norm
@@ -24,6 +25,7 @@ def shared(params: Any) -> Any:
     return {name: tree for name, tree in params.items() if name != "per_loop"}
 
 
+@pytest.mark.exact_bits
 def test_lora_begins_as_the_plain_loop() -> None:
     model, plain = small_model(PLAN, loop=LORA, lora_rank=3), small_model(PLAN)
     params = init(model)

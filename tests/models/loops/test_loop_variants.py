@@ -349,6 +349,7 @@ def test_execution_does_not_change_a_variant(how: dict[str, Any], kind: str) -> 
     assert_close(value_and_grad(kind, **how), value_and_grad(kind, unroll="none"))
 
 
+@pytest.mark.exact_bits
 def test_a_loop_embedding_begins_as_the_plain_loop() -> None:
     model = small_model(PLAN, loop=(EMBEDDING,))
     params = init(model)
