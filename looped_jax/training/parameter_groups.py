@@ -94,33 +94,25 @@ def frozen_parameters(optimizer: ConfigDict, axes: Any) -> Any:
     return found
 
 
-def backward_passes(
-    frozen: Any, axes: Any, params: Any, config: ModelConfig
-) -> tuple[float, ...] | None:
+def backward_passes(frozen: Any, axes: Any, params: Any, config: ModelConfig) -> tuple[float, ...]:
     """How many forward passes the backward pass takes of each segment and of the output projection
-    (models/flops.py); None where all parameters are trained: 2 of all.
+    (models/flops.py) where not all parameters are trained.
 
     One is for gradients that go through to what is trained in front or inside, and for that of
     each matrix that is trained another, of its share. ``frozen``: of frozen_parameters; ``axes``
     and shapes ``params`` of the same parameters.
     """
-    if frozen is None:
-        return None
 
     def trained(tree: Any) -> bool:
         return not all(jax.tree.leaves(tree))
 
-    def share(*path: str) -> float:
+    def share(name: str) -> float:
         """Of all elements of the matrices below, those that are trained."""
         sizes = [0, 0]
-        chosen, names, arrays = frozen, axes, params
-        for name in path:
-            chosen, names, arrays = chosen[name], names[name], arrays[name]
-        leaves = jax.tree.leaves(arrays)
-        tree: Any = jax.tree.structure(arrays)
-        of_leaves = zip(leaves, tree.flatten_up_to(names), jax.tree.leaves(chosen), strict=True)
-        for array, axes_of, is_frozen in of_leaves:
-            if len(layered_shape(tuple(axes_of), array.shape)) > 2:
+        tree: Any = jax.tree.structure(params[name])
+        leaves = (tree.flatten_up_to(of[name]) for of in (params, axes, frozen))
+        for array, names, is_frozen in zip(*leaves, strict=True):
+            if len(layered_shape(tuple(names), array.shape)) > 2:
                 sizes[is_frozen] += array.size
         return sizes[False] / max(1, sum(sizes))
 
