@@ -124,7 +124,9 @@ def evaluate_downstream(
     job = run.job
     settings = Settings.from_config(job.config, _LIMIT.value)
     generator = Generator(
-        *(job.model, params, job.mesh, job.rules, loops, _BATCH.value), policy=policy
+        *(job.model, params, job.mesh, job.rules, loops, _BATCH.value),
+        policy=policy,
+        eos=job.data.vocabulary.eos,
     )
     # One folder per way of asking: what is in it is comparable.
     parts = [f"step{run.step}", settings.style]

@@ -20,7 +20,6 @@ with from_extra("lm-eval", "looped_jax.interop.lm_eval_model"):
     from lm_eval.api.model import LM
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from looped_jax.data.rows import BOS
 from looped_jax.inference.generator import Generator
 from looped_jax.inference.policy import Policy
 from looped_jax.inference.sampling import Sampling
@@ -56,7 +55,8 @@ class LoopedJax(LM):
         job = run.job
         self.vocabulary = job.data.vocabulary
         self.generator = Generator(
-            job.model, run.parameters(), job.mesh, job.rules, loops, batch_size, policy
+            *(job.model, run.parameters(), job.mesh, job.rules, loops, batch_size, policy),
+            eos=self.vocabulary.eos,
         )
 
     def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
@@ -80,7 +80,7 @@ class LoopedJax(LM):
             (text,) = request.args
             windows = get_rolling_token_windows(
                 token_list=prompt_ids(self.vocabulary, text)[1:],
-                prefix_token=BOS,
+                prefix_token=self.vocabulary.bos,
                 max_seq_len=self.generator.max_length,
                 context_len=1,
             )
