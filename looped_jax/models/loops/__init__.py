@@ -23,6 +23,7 @@ from looped_jax.models.loops.nest import OneStack, TwoStacks
 from looped_jax.models.loops.routing_expert import ExpertChoice
 from looped_jax.models.loops.routing_token import TokenChoice
 from looped_jax.models.loops.state import NoiseState, ZeroState
+from looped_jax.models.loops.step import LoopStep
 from looped_jax.models.loops.time import LoopTime
 
 # Option of config.loop -> name -> variant; an option's default is the plain loop. They enter a loop
@@ -41,7 +42,7 @@ VARIANTS: dict[str, dict[str, type[LoopVariant]]] = {
         "decay": DecayInput,
         "unit_add": UnitAddInput,
     },
-    "per_loop": {"embedding": LoopEmbedding, "time": LoopTime, "lora": LoopLora},
+    "per_loop": {"embedding": LoopEmbedding, "time": LoopTime, "lora": LoopLora, "step": LoopStep},
 }
 
 

@@ -246,6 +246,7 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
                 x = jnp.exp(-step * jnp.exp(part["rate"])) * x + step * flows
             if chosen.get("per_loop") == "embedding":
                 x = x + of_loop["per_loop"]["vector"]
+            entered = x
             for layer in range(segment.layers):
                 weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
                 if "messages" in chosen:
@@ -260,6 +261,8 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
                     thin = jax.tree.map(lambda leaf, layer=layer: leaf[layer], of_loop["layers"])
                     weights = with_lora(weights, thin["layer"])
                 x, _ = Layer(plain).apply({"params": weights}, x, here)
+            if chosen.get("per_loop") == "step":
+                x = entered + of_loop["per_loop"]["size"] * (x - entered)
             if chosen.get("lanes") == "hyper":
                 part = of_loop["lanes"]
                 made = normed(x, own["lanes"]["norm"]["scale"])
