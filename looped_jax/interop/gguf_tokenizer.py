@@ -2,8 +2,8 @@
 
 A GGUF file has the pieces, merges or scores, and, of byte-level ones, the name of the rule by which
 words are cut. The rules here are those that llama.cpp has under these names, written as steps of a
-tokenizer.json. Of SmolLM2's, llama.cpp gave the same ids on all of 300 texts; transformers 5.24 leaves
-the rule out and cuts as GPT-2 does, so that blanks before a digit become other tokens (28 of 300).
+tokenizer.json. Of SmolLM2's, llama.cpp gave the same ids on all of 300 texts; transformers 5.24
+leaves the rule out and cuts as GPT-2 does: blanks before a digit become other tokens (28 of 300).
 """
 
 from collections.abc import Sequence
