@@ -4,6 +4,8 @@ A GGUF file has the pieces, merges or scores, and, of byte-level ones, the name 
 words are cut. The rules here are those that llama.cpp has under these names, written as steps of a
 tokenizer.json. Of SmolLM2's, llama.cpp gave the same ids on all of 300 texts; transformers 5.24
 leaves the rule out and cuts as GPT-2 does: blanks before a digit become other tokens (28 of 300).
+With small files of every rule and of a SentencePiece model, llama.cpp's ids were the same on 100
+documents and 500 odd texts each, but for qwen2's composed characters, which are meant.
 """
 
 from collections.abc import Sequence
