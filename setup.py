@@ -30,12 +30,14 @@ DOCS = ["mkdocs", "mkdocstrings[python]"]
 # All that tests need but TensorFlow, for releases of Python and JAX that it does not follow yet.
 TEST = [
     *DOCS,
+    "gguf",
     "hypothesis",
     "jax[tpu]",
     "mypy",
     "pytest",
     "pytest-xdist",
     "ruff",
+    "safetensors",
     "setuptools",
     "tokenizers",
 ]
@@ -45,6 +47,7 @@ EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "docs": DOCS,
     "tokenizers": ["tokenizers"],
+    "hf": ["gguf", "safetensors", "tokenizers"],
     "lm-eval": ["lm-eval", "torch"],
     "test": [*TEST, *DATA],
     "test-core": TEST,

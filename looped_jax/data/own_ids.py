@@ -54,6 +54,13 @@ class OwnIds(Vocabulary):
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True  # As text.
+        for token in added:
+            there = self._tokenizer.token_to_id(token["content"])
+            if there != token["id"]:  # The package counts by itself, whatever the file says.
+                raise UserError(
+                    f"vocabulary {spec}: {FILE} says that {token['content']!r} is {token['id']}, "
+                    f"but the package tokenizers reads it as {there}"
+                )
         spelling = _Spelling(spec, description)
         shown = {i: piece for piece, i in self._tokenizer.get_vocab().items()}
         by_id = {token["id"]: token for token in added}
@@ -159,10 +166,7 @@ def _read(spec: str) -> tuple[bytes, dict[str, Any], int, int]:
     content = path.read_bytes()
     try:
         description, config = json.loads(content), json.loads(config_path.read_text())
-        vocabulary = description["model"]["vocab"]
-        listed = [piece for piece, _ in vocabulary] if isinstance(vocabulary, list) else None
-        ids = vocabulary if listed is None else {piece: i for i, piece in enumerate(listed)}
-        ids = ids | {t["content"]: t["id"] for t in description.get("added_tokens") or ()}
+        ids = piece_ids(description)
         named = {key: _name(config.get(key)) for key in ("bos_token", "eos_token")}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
@@ -175,6 +179,14 @@ def _read(spec: str) -> tuple[bytes, dict[str, Any], int, int]:
             raise UserError(f"vocabulary {spec}: {key} {name!r} of {CONFIG} is not in {FILE}")
     eos = ids[named["eos_token"]]
     return content, description, eos if named["bos_token"] is None else ids[named["bos_token"]], eos
+
+
+def piece_ids(description: dict[str, Any]) -> dict[str, int]:
+    """The id of each piece that a tokenizer.json names, added ones too."""
+    named = description["model"]["vocab"]
+    if isinstance(named, list):  # With scores, by id.
+        named = {piece: i for i, (piece, _) in enumerate(named)}
+    return named | {t["content"]: t["id"] for t in description.get("added_tokens") or ()}
 
 
 def _name(token: Any) -> str | None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from looped_jax.data.rows import BOS, EOS
 from looped_jax.errors import UserError
 from looped_jax.inference.generator import Generator, bucket
+from looped_jax.inference.policy import Policy
 from looped_jax.inference.sampling import Sampling
 from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.parallel.mesh import make_mesh
@@ -99,6 +100,21 @@ def test_an_end_token_ends_a_row(setup: tuple) -> None:
         for a, b in zip(one, other, strict=True)
     ]
     assert any(ended)
+
+
+@pytest.mark.parametrize("draft", ["none", "1:2"])
+def test_what_ends_a_row_is_the_vocabularys_own_end(setup: tuple, draft: str) -> None:
+    config = small_config(mesh__data=1)
+    parts = (*setup, make_mesh(config), config.mesh.rules)
+    policy = Policy.parse("per_loop", "none", draft)
+    # An id that no token has: rows end by their length.
+    (endless,) = Generator(*parts, policy=policy, eos=-1).generate([PROMPTS[2]], 9)
+    assert not endless.ended
+    for end in {0, *endless.tokens[:3]}:  # 0 is also what fills up rows.
+        (row,) = Generator(*parts, policy=policy, eos=end).generate([PROMPTS[2]], 9)
+        assert row.ended == (end in endless.tokens)
+        expected = endless.tokens
+        assert row.tokens == (expected[: expected.index(end)] if row.ended else expected)
 
 
 def test_a_row_ends_when_the_model_is_full(setup: tuple, full_logits: Any) -> None:

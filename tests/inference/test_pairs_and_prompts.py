@@ -1,8 +1,11 @@
 """Pairs to score and prompts to continue, as ids that a model reads."""
 
+import pathlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers_of_text import llama_like, write_own
 
 from looped_jax.data.rows import BOS
 from looped_jax.data.vocabulary import Bytes, load_vocabulary
@@ -15,6 +18,12 @@ SHIPPED = load_vocabulary("pile_mini_32k")
 def test_blanks_at_the_end_of_a_context_belong_to_the_continuation() -> None:
     assert pair_ids(Bytes(), "a ", "b") == pair_ids(Bytes(), "a", " b")
     assert pair_ids(Bytes(), "", "b") == ([BOS], prompt_ids(Bytes(), "b")[1:])
+
+
+def test_prompts_begin_as_the_vocabularys_documents_do(tmp_path: pathlib.Path) -> None:
+    folder = write_own(tmp_path, llama_like(), bos_token="</s>", eos_token="<s>")
+    own = load_vocabulary(f"own:{folder}")
+    assert prompt_ids(own, "loop") == [2, *own.encode("loop").tolist()]
 
 
 @pytest.mark.parametrize(
