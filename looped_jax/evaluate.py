@@ -39,7 +39,8 @@ from looped_jax.evaluation.prompt_lines import prompt_records
 from looped_jax.inference.generator import Generator
 from looped_jax.inference.policy import CACHE_HELP, DRAFT_HELP, EXACT, EXIT_HELP, Policy
 from looped_jax.inference.text import Continues
-from looped_jax.interop.hf_model import HfFolder
+from looped_jax.interop import hf_model
+from looped_jax.interop.hf_folder import HfFolder
 from looped_jax.models.transformer import check_loops
 from looped_jax.parallel import distributed
 from looped_jax.training.evaluations import held_out_sets
@@ -151,7 +152,7 @@ def of_hf(overrides: dict[str, str]) -> None:
         return
     for name in names:  # Before the weights are read.
         TASKS[name].examples("validation", settings.data_dir, count=1)
-    generator = folder.load(_BATCH.value)
+    generator = hf_model.load(folder, _BATCH.value)
     metrics = run_tasks(
         *(names, settings, generator, folder.vocabulary),
         epath.Path(_OUT.value) / "_".join(way_of_asking(settings)),
