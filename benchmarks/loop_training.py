@@ -34,6 +34,7 @@ DRAWN = {
     "counts.gradient_loops": 4,
     "model.plan": f"4x{MEAN - 1}",  # Its mean is one more than the plan's.
 }
+LOOPS = ("loops", "computed_loops")  # Of what a step reports.
 FIXED = {"counts.gradient_loops": 4, "model.plan": f"4x{MEAN}"}
 EXPECTED = {"loop.gate": "linear", "loop_loss.kind": "expected"}
 GATES = {"model.plan": "4x4", "model.d_model": 768, "model.d_ff": 3072, "train.batch_size": 4}
@@ -62,9 +63,9 @@ def make(overrides: dict[str, Any]) -> Job:
     return make_job(config.lock())
 
 
-def stepper(job: Job, steps: int, counted: list[float]) -> Any:
+def stepper(job: Job, steps: int, counted: list[dict[str, float]]) -> Any:
     """The function that trains ``steps`` steps, the same ones every time it is called, and adds
-    their mean loops to ``counted``."""
+    what they said of their loops, on average, to ``counted``."""
     rng, size, length = np.random.default_rng(0), job.config.train.batch_size, LENGTH
     tokens = rng.integers(3, 8000, (size, length + 1)).astype(np.int32)
     batch = {
@@ -80,13 +81,13 @@ def stepper(job: Job, steps: int, counted: list[float]) -> Any:
         rows = put_batch(batch, job.mesh)
 
     def run() -> None:
-        state, loops = jax.tree.map(lambda x: x.copy(), first), []
+        state, said = jax.tree.map(lambda x: x.copy(), first), []
         with job.context():
             for _ in range(steps):
                 state, metrics = step(state, rows)
-                loops.append(metrics.get("loops", 0.0))
+                said.append({name: metrics.get(name, 0.0) for name in LOOPS})
         jax.block_until_ready(state)
-        counted.append(float(np.mean(loops)))
+        counted.append({name: float(np.mean([one[name] for one in said])) for name in LOOPS})
         assert step._cache_size() == 1
 
     return run
@@ -107,7 +108,7 @@ def main() -> None:
             results[name] = load("loop_training")[name]
             continue
         jobs = {arm: make(ARMS[arm]) for arm in arms}
-        counted: dict[str, list[float]] = {arm: [] for arm in arms}
+        counted: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
         seconds = interleaved(
             {arm: stepper(job, steps, counted[arm]) for arm, job in jobs.items()},
             arguments.rounds,
@@ -115,14 +116,13 @@ def main() -> None:
         medians = {arm: statistics.median(times) for arm, times in seconds.items()}
         base = jobs[reference].mean_step_flops
         for arm, job in jobs.items():
-            loops = counted[arm][0]
             # Of the steps that were made: a mean of few draws is not the distribution's.
-            made = (loops, min(loops, 4.0)) if job.counts else None
-            share = job.step_flops(made) / base if arm != "drawn by row" else float("nan")
+            said = counted[arm][0]
+            share = job.step_flops(job.counts.computed(said) if job.counts else None) / base
             pairs = zip(seconds[arm], seconds[reference], strict=True)
             ratio = statistics.median(mine / theirs for mine, theirs in pairs)
             print(f"{arm:13} {medians[arm]:7.2f} s  {ratio:.3f} of {reference}, ", end="")
-            print(f"loops {loops:.2f}, FLOPs {share:.3f}")
+            print(f"loops {said['loops']:.2f}, FLOPs {share:.3f}")
         results[name] = {"seconds": seconds, "loops": {a: c[0] for a, c in counted.items()}}
     save("loop_training", results)
 

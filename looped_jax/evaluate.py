@@ -215,7 +215,9 @@ def evaluate_downstream(
     job = run.job
     settings = Settings.from_config(job.config, _LIMIT.value)
     generator = Generator(
-        *(job.model, params, job.mesh, job.rules, loops, _BATCH.value), policy=policy
+        *(job.model, params, job.mesh, job.rules, loops, _BATCH.value),
+        policy=policy,
+        eos=job.data.vocabulary.eos,
     )
     parts = [f"step{run.step}", *way_of_asking(settings, loops, said_of(policy))]
     identity = run.identity(loops, "" if policy == EXACT else str(policy))

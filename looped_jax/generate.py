@@ -56,6 +56,7 @@ def main(overrides: dict[str, str]) -> None:
         *(job.model, run.parameters(), job.mesh, job.rules, _LOOPS.value),
         batch_size=1,
         policy=policy,
+        eos=vocabulary.eos,
     )
     if _PROMPT.value != "-":
         stream(generator, vocabulary, _PROMPT.value, sampling)

@@ -18,7 +18,7 @@ from looped_jax.evaluation.metric_table import Metric
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.training.checkpoint import saved_steps
 from looped_jax.training.identity import data_identity, measured_on, read_run_file
-from looped_jax.training.job import Job
+from looped_jax.training.job import Job, planned_step_flops
 from looped_jax.training.metrics_file import read_metrics
 from looped_jax.training.run import reading
 from looped_jax.training.sweep import listed_runs
@@ -82,9 +82,10 @@ class Record:
     def parameters(self) -> int:
         return self.job.layout.parameter_count
 
-    @property
+    @functools.cached_property
     def step_flops(self) -> float:
-        return self.job.mean_step_flops
+        """Model FLOPs of its mean training step, whose batch ``job`` does not have."""
+        return planned_step_flops(self.config)
 
     @property
     def task(self) -> str:

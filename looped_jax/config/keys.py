@@ -355,7 +355,9 @@ class Data:
     validation_files: str = key("val.jsonl.zst", "of the validation split")
     test_files: str = key("", "of the test split")
     vocabulary: str = key(
-        "bytes", "bytes, a name in data/vocabularies, a SentencePiece .model or a tokenizer.json"
+        "bytes",
+        "bytes, a name in data/vocabularies, a SentencePiece .model or a tokenizer.json; own:DIR, "
+        "a folder with tokenizer.json and tokenizer_config.json whose ids are kept",
     )
     read_threads: int = key(
         1,

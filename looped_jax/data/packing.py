@@ -59,7 +59,12 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
-def pack(documents: Iterable[Encoded], length: int, dtype: np.dtype) -> Iterator[bytes]:
+def pack(
+    documents: Iterable[Encoded],
+    length: int,
+    dtype: np.dtype,
+    ends: tuple[int, int] = (BOS, EOS),
+) -> Iterator[bytes]:
     """Yields stored rows of ``length`` pairs; only the last may be shorter, or one before a
     document with prompts.
 
@@ -67,11 +72,13 @@ def pack(documents: Iterable[Encoded], length: int, dtype: np.dtype) -> Iterator
       documents: in the order of the rows.
       length: T.
       dtype: token_dtype of the vocabulary.
+      ends: its BOS and EOS.
     """
+    bos, eos = ends
     segments: list[Encoded] = []
     free = length
     for document in documents:
-        tokens = np.concatenate([[BOS], document.ids, [EOS]]).astype(dtype)
+        tokens = np.concatenate([[bos], document.ids, [eos]]).astype(dtype)
         trained = np.append(document.trained, True)
         start, pairs = 0, len(trained)
         if free < pairs <= length and not trained.all():

@@ -280,7 +280,8 @@ class _PackBlock:
                     component = component_id(document.component)
                     yield Encoded(ids, trained, component, (self.number, number))
 
-        rows = list(pack(encoded(), recipe["length"], token_dtype(vocabulary.size)))
+        dtype, around = token_dtype(vocabulary.size), (vocabulary.bos, vocabulary.eos)
+        rows = list(pack(encoded(), recipe["length"], dtype, around))
         if vocabulary.lossless:
             for name, counts in components.items():
                 if counts["text_bytes"] != counts["decoded_bytes"]:

@@ -25,7 +25,7 @@ class RunData(Protocol):
 
     @property
     def vocabulary(self) -> Any:
-        """What ids mean: has encode(text) and decode(ids)."""
+        """What ids mean: has encode(text), decode(ids), and the ids bos and eos."""
         ...
 
     @property

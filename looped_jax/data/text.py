@@ -212,7 +212,9 @@ def pack_in_memory(
             ids, trained = encode(document, vocabulary)
             yield Encoded(ids, trained, component_id(document.component), (0, number))
 
-    records = InMemory(pack(encoded(), length, token_dtype(vocabulary.size)))
+    records = InMemory(
+        pack(encoded(), length, token_dtype(vocabulary.size), (vocabulary.bos, vocabulary.eos))
+    )
     reader = RowReader(length, tuple(sorted(components)), vocabulary.bytes_of_id)
     recipe = json.dumps([identity, vocabulary.fingerprint, length])
     return TextRows(name, records, reader, hashlib.sha256(recipe.encode()).hexdigest())

@@ -94,7 +94,9 @@ class Usage:
 
 class Generator:
     """Generates with one model, laid out over a mesh like in training. ``params`` may be changed
-    between calls: nothing is compiled anew. Several processes all ask the same and all get it."""
+    between calls: nothing is compiled anew. Several processes all ask the same and all get it.
+
+    ``eos``: the id that ends what is said, of the vocabulary that the prompts are in."""
 
     def __init__(
         self,
@@ -105,6 +107,7 @@ class Generator:
         loops: int | None = None,
         batch_size: int = 16,
         policy: Policy = EXACT,
+        eos: int = EOS,
     ):
         check_loops(model, loops)
         policy.check(model.config, loops)
@@ -130,15 +133,16 @@ class Generator:
         # copy, in code laid out straight by a slow loop (docs/performance.md).
         rolled = LoopedTransformer(dataclasses.replace(model.config, unroll="none"))
         self._decode = jax.jit(
-            functools.partial(decode_chunk, rolled, loops, policy),
+            functools.partial(decode_chunk, rolled, loops, policy, eos),
             static_argnums=(0, 1),
             donate_argnums=3,
             out_shardings=(replicated(mesh), replicated(mesh), None, None),
         )
         self._draft = policy.draft
+        self._eos = eos
         if policy.draft is not None:
             self._speculate = jax.jit(
-                functools.partial(speculate, rolled, loops, policy.draft),
+                functools.partial(speculate, rolled, loops, policy.draft, eos),
                 static_argnums=0,
                 donate_argnums=2,
                 out_shardings=(replicated(mesh), None, None),
@@ -298,8 +302,8 @@ class Generator:
             left_B = left_B - count_B
             for i in np.flatnonzero(~done_B):
                 row = out[i, : count_B[i]].tolist()
-                ended[i] = EOS in row
-                row = row[: row.index(EOS)] if ended[i] else row
+                ended[i] = self._eos in row
+                row = row[: row.index(self._eos)] if ended[i] else row
                 new[i] += row
                 depths[i] += self._depths(depth, int(i), slice(0, len(row)))
                 if told:

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from looped_jax.data.rows import EOS, PAD
+from looped_jax.data.rows import PAD
 from looped_jax.inference.cache import Cache, decode, settled, verify
 from looped_jax.inference.policy import EXACT, Draft
 from looped_jax.inference.sampling import likeliest
@@ -58,6 +58,7 @@ def speculate(
     model: LoopedTransformer,
     loops: int | None,
     draft: Draft,
+    eos: int,
     chunk: int,
     params: Any,
     cache: Cache,
@@ -66,8 +67,8 @@ def speculate(
     room_B: jax.Array,
 ) -> tuple[Said, jax.Array, Cache]:
     """Rounds until a row has ``chunk`` more tokens, and up to draft.tokens beyond, or all rows are
-    done: by EOS, which is said, or because ``room_B`` tokens are. Logits and cache go from call to
-    call, as in steps.decode_chunk."""
+    done: by ``eos``, which is said, or because ``room_B`` tokens are. Logits and cache go from call
+    to call, as in steps.decode_chunk."""
     width = chunk + draft.tokens
 
     def going_on(carry: Any) -> jax.Array:
@@ -80,7 +81,7 @@ def speculate(
         logits_BTV, cache = verify(model, params, tokens_BT, cache, loops)
         right_BT = tokens_BT[:, 1:] == likeliest(logits_BTV)[:, :-1]
         accepted_B = jnp.sum(jnp.cumprod(right_BT, axis=1), axis=1)
-        ends_BT = tokens_BT == EOS
+        ends_BT = tokens_BT == eos
         end_B = jnp.where(jnp.any(ends_BT, axis=1), jnp.argmax(ends_BT, axis=1), draft.tokens)
         new_B = jnp.minimum(1 + jnp.minimum(accepted_B, end_B), room_B - said.count_B)
         new_B = jnp.where(done_B, 0, new_B)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from looped_jax.data.rows import EOS, PAD
+from looped_jax.data.rows import PAD
 from looped_jax.inference.cache import Cache, decode
 from looped_jax.inference.policy import Policy
 from looped_jax.inference.sampling import Sampling, sample
@@ -17,6 +17,7 @@ def decode_chunk(
     model: LoopedTransformer,
     loops: int | None,
     policy: Policy,
+    eos: int,
     chunk: int,
     sampling: Sampling,
     params: Any,
@@ -26,8 +27,8 @@ def decode_chunk(
     first_step: jax.Array,
     key_B: jax.Array,
 ) -> tuple[jax.Array, jax.Array | None, jax.Array, Cache]:
-    """Up to ``chunk`` tokens per row, out_BC; less where all rows are done before. Where they
-    differ in them, the loops that each took, depth_BC."""
+    """Up to ``chunk`` tokens per row, out_BC; less where all rows are done before, by ``eos``.
+    Where they differ in them, the loops that each took, depth_BC."""
 
     def going_on(carry: Any) -> jax.Array:
         i, _, _, done_B, *_ = carry
@@ -41,7 +42,7 @@ def decode_chunk(
         out_BC = out_BC.at[:, i].set(token_B)
         if depth_BC is not None:
             depth_BC = depth_BC.at[:, i].set(cache.depth_B)
-        done_B |= token_B == EOS
+        done_B |= token_B == eos
         logits_BV, cache = decode(model, params, token_B, cache, loops, policy)
         return i + 1, logits_BV, cache, done_B, out_BC, depth_BC
 

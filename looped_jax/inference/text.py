@@ -4,7 +4,6 @@ a text that is too long."""
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from looped_jax.data.rows import BOS
 from looped_jax.errors import UserError
 from looped_jax.inference.generator import GREEDY, Generated, Usage
 from looped_jax.inference.sampling import Sampling
@@ -44,7 +43,7 @@ def prompt_ids(vocabulary: Any, text: str) -> list[int]:
     try:
         if own := getattr(vocabulary, "prompt_ids", None):
             return [*own(text)]
-        return [BOS, *(int(i) for i in vocabulary.encode(text))]
+        return [vocabulary.bos, *(int(i) for i in vocabulary.encode(text))]
     except UnicodeEncodeError as error:
         raise UserError("the prompt is not Unicode text") from error
 
@@ -101,7 +100,8 @@ def complete(
     chunk: int = 16,
 ) -> list[str]:
     """What follows each prompt, up to the first stop text, the end of the document, or
-    ``max_new_tokens``; ``vocabulary`` encodes and decodes. See Generator.generate."""
+    ``max_new_tokens``; ``vocabulary`` encodes and decodes, and its EOS is the generator's. See
+    Generator.generate."""
 
     def stopped(new: list[int]) -> bool:
         text = vocabulary.decode(new)

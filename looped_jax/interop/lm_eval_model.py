@@ -29,7 +29,6 @@ with from_extra("lm-eval", "looped_jax.interop.lm_eval_model"):
 
 import jax
 
-from looped_jax.data.rows import BOS
 from looped_jax.inference.generator import Generator
 from looped_jax.inference.policy import EXACT, Policy
 from looped_jax.inference.sampling import Sampling
@@ -90,7 +89,8 @@ class LoopedJax(LM):
         job = run.job
         self.vocabulary = job.data.vocabulary
         self.generator = Generator(
-            job.model, run.parameters(), job.mesh, job.rules, loops, rows, policy
+            *(job.model, run.parameters(), job.mesh, job.rules, loops, rows, policy),
+            eos=self.vocabulary.eos,
         )
         segments = job.model.config.plan.with_loops(loops).segments
         self._evaluated = {
@@ -159,7 +159,7 @@ class LoopedJax(LM):
             (text,) = request.args
             windows = get_rolling_token_windows(
                 token_list=prompt_ids(self.vocabulary, text)[1:],
-                prefix_token=BOS,
+                prefix_token=self.vocabulary.bos,
                 max_seq_len=self.generator.max_length,
                 context_len=1,
             )

@@ -2,8 +2,9 @@
 
 Attention counts the whole T x T square, as is usual (Chowdhery et al. 2022, appendix B), though
 half of it is masked. Element-wise work is left out. A k⊗L model counts as kL layers, and what a
-kind of loop multiplies beside them. Where tokens are not in all loops (config.loop.routing) the
-work that is done and dropped counts too, as it is done.
+kind of loop multiplies beside them. Where tokens are not in all loops (config.loop.routing), or
+rows wait for others (config.counts.by=row), the work that is done and dropped counts too, as it is
+done.
 """
 
 from collections.abc import Sequence
@@ -63,8 +64,9 @@ def train_flops(
 ) -> float:
     """FLOPs of one training step: the backward pass takes twice the forward pass.
 
-    ``counts``: loops of a row, and those of them that have a backward pass, where loop counts are
-    data (models/loops/counted.py); None: the plan's, and all. ``read_outs``: loops that have a loss
+    ``counts``: loops that are computed for every row, whether or not it waits in them, and those of
+    them that have a backward pass, where loop counts are data (LoopCounts.computed); None: the
+    plan's, and all. ``read_outs``: loops that have a loss
     (training/loop_losses.py). ``short_loops``: loops of a second pass (training/shortcut.py), if
     there is one. ``backward``: how many forward passes the backward pass takes of each segment and
     of the output projection, where parameters are frozen (training/parameter_groups.py).

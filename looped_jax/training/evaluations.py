@@ -78,7 +78,7 @@ class Evaluations:
     @functools.cached_property
     def _generator(self) -> Generator:
         job = self.job
-        return Generator(job.model, None, job.mesh, job.rules)
+        return Generator(job.model, None, job.mesh, job.rules, eos=job.data.vocabulary.eos)
 
     def measure(self, params: Any, stop: Callable[[], bool]) -> dict[str, float] | None:
         """All metrics of these parameters, eval/<name>/… and, of held-out rows with the loops of

@@ -63,8 +63,8 @@ class Job:
     @functools.cached_property
     def step_flops(self) -> Callable[..., float]:
         """Model FLOPs of a training step by what differs from one to the next: train_flops of
-        ``counts``, for a job that has them, and of ``short_loops``, for one with a short
-        trajectory."""
+        ``counts``, for a job that has them (LoopCounts.computed), and of ``short_loops``, for one
+        with a short trajectory."""
         return _step_flops(self.config, self.model, self.losses)
 
     @functools.cached_property

@@ -12,6 +12,7 @@ max(1, ceil(M (1 - sqrt(1 - s / W)))) (McLeish et al. 2025, arXiv 2511.07384, an
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -134,15 +135,30 @@ class LoopCounts:
         rate = jnp.exp(middle + _DEVIATION * jax.random.normal(normal))
         return jax.random.poisson(poisson, rate) + 1
 
-    def made(self, loops_B: Array) -> dict[str, Array]:
-        """Means over rows, to be logged: loops, and those of them that have gradients."""
-        with_gradient_B = jnp.minimum(loops_B, self.with_gradient_at_most)
-        return {"loops": jnp.mean(loops_B), "gradient_loops": jnp.mean(with_gradient_B)}
+    def made(self, loops_B: Array, parts: int = 1) -> dict[str, Array]:
+        """What a step says of its loops, to be logged. Means over rows: the loops that each has,
+        and those of them that have gradients. And what is computed for every row, on average over
+        the ``parts`` of a batch: all of a part's rows go through the loops without gradients of the
+        one that has most, and through the m steps of which gradients go through the last ones
+        (models/loops/counted.py)."""
+        most = self.with_gradient_at_most
+        longest_P = jnp.max(loops_B.reshape(-1, parts), axis=0)
+        return {
+            "loops": jnp.mean(loops_B),
+            "gradient_loops": jnp.mean(jnp.minimum(loops_B, most)),
+            "computed_loops": jnp.mean(jnp.maximum(longest_P - most, 0)) + most,
+        }
+
+    def computed(self, made: Mapping[str, Any]) -> tuple[float, float]:
+        """Of what a step `made`: the loops that are computed for every row, and those of them that
+        have a backward pass, as train_flops (models/flops.py) takes them."""
+        return float(made["computed_loops"]), float(self.with_gradient_at_most)
 
 
 def mean_counts(config: ConfigDict) -> tuple[float, float] | None:
-    """Loops, and loops with gradients, of a row, on average over all steps of a run (1,000 of them,
-    evenly spaced, of a longer one); None where each step makes the plan's."""
+    """Loops that are computed for every row, and those of them with a backward pass, on average
+    over all steps of a run (1,000 of them, evenly spaced, of a longer one); None where each step
+    makes the plan's."""
     counts = LoopCounts.from_config(config)
     if counts is None:
         return None
@@ -151,7 +167,8 @@ def mean_counts(config: ConfigDict) -> tuple[float, float] | None:
 
     def of(step: Any) -> Any:
         key = jax.random.fold_in(jax.random.key(config.seed), step)
-        return counts.made(counts(key, step, config.train.batch_size))
+        loops_B = counts(key, step, config.train.batch_size)
+        return counts.made(loops_B, config.train.grad_accumulation)
 
     found = jax.jit(jax.vmap(of))(jnp.asarray(steps))
-    return float(jnp.mean(found["loops"])), float(jnp.mean(found["gradient_loops"]))
+    return counts.computed({name: jnp.mean(of_steps) for name, of_steps in found.items()})

@@ -100,7 +100,8 @@ def open_run(
 
 def reading(config: ConfigDict) -> Job:
     """The job of a run's config for looking at it, on whatever devices are here and without its
-    data."""
+    data. Its batches are as large as suits these, so its FLOPs of a step are not the run's:
+    planned_step_flops says those."""
     return make_job(_for_reading(config).lock(), needs_data=False)
 
 

@@ -141,7 +141,7 @@ def make_train_step(
         if counts is not None:
             loops_B = counts(key, state.step, len(batch["tokens"]))
             loops_B = nn.with_logical_constraint(loops_B, ("batch",))
-            batch, drawn = {**batch, "loops": loops_B}, counts.made(loops_B)
+            batch, drawn = {**batch, "loops": loops_B}, counts.made(loops_B, parts)
         if losses is not None and losses.has_short_trajectory:
             units_S = short_trajectory(key, losses.loops)
             sizes_BS = jnp.broadcast_to(

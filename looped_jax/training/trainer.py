@@ -276,6 +276,6 @@ class _Run:
         """Model FLOPs of a step, which says of itself how many loops it made."""
         counts = None
         if self.job.counts is not None:
-            counts = float(scalars["loops"]), float(scalars["gradient_loops"])
+            counts = self.job.counts.computed(scalars)
         short_loops = float(scalars["short/loops"]) if "short/loops" in scalars else None
         return self.job.step_flops(counts=counts, short_loops=short_loops)

@@ -22,6 +22,7 @@ from looped_jax.analysis.report import build
 from looped_jax.data.tasks.downstream import group_members
 from looped_jax.errors import UserError
 from looped_jax.evaluation.metrics import metric_of
+from looped_jax.training.job import planned_step_flops
 from looped_jax.training.metrics_file import read_metrics
 
 ACCURACY = "eval/group_z7_n4/accuracy"
@@ -281,6 +282,17 @@ def test_a_run_of_any_mesh_and_batch_is_counted_on_these_devices(tmp_path: pathl
     workdir = write_run(tmp_path / "a", evaluated(0.5), train__batch_size=12)
     record = Record("a", workdir, config, tuple(read_metrics(workdir)))
     assert record.parameters > 0  # Twelve rows do not divide over eight devices.
+
+
+def test_flops_of_a_run_are_those_of_its_own_batch(tmp_path: pathlib.Path) -> None:
+    of_step = []
+    for batch in (0, 48):
+        folder = tmp_path / str(batch)
+        write_run(folder / "a", evaluated(0.5), train__batch_size=12, eval__batch_size=batch)
+        (record,), _ = find_runs([str(folder)])
+        of_step.append(record.step_flops)
+        assert record.step_flops == planned_step_flops(record.config)
+    assert of_step[0] == of_step[1]
 
 
 def test_a_run_that_is_named_twice_counts_once(tmp_path: pathlib.Path) -> None:

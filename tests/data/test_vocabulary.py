@@ -7,6 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from looped_jax.data import vocabulary as vocabulary_module
+from looped_jax.data.pieces import parts as parts_of
 from looped_jax.data.rows import FIRST_FREE_ID
 from looped_jax.data.vocabulary import (
     MAX_PART,
@@ -88,7 +89,7 @@ def test_texts_that_look_like_tokens_survive_too(vocabulary: Vocabulary, text: s
 def test_a_long_text_is_cut_after_newlines_and_loses_nothing(vocabulary: Vocabulary) -> None:
     text = TEXT * (3 * MAX_PART // len(TEXT)) + "x" * (2 * MAX_PART)
     round_trip(vocabulary, text)
-    parts = list(vocabulary_module._parts(text))
+    parts = list(parts_of(text))
     assert all(0 < len(part) <= MAX_PART for part in parts)
     assert parts[0].endswith("\n")
 

@@ -15,7 +15,8 @@ import pytest
 from etils import epath
 from helpers import init, small_config, small_model
 
-from looped_jax.data.vocabulary import _BYTE_OF_CHARACTER, Bytes
+from looped_jax.data.pieces import BYTE_OF_CHARACTER
+from looped_jax.data.vocabulary import Bytes
 from looped_jax.errors import UserError
 from looped_jax.evaluation.downstream import Settings, evaluate_tasks
 from looped_jax.inference.generator import Generator
@@ -37,7 +38,7 @@ TEXTS = ("", "a", "loops <s> and </s> layers", "zwei Schleifen, тест ⊗", "
 def write_tokenizer(folder: pathlib.Path, bos: bool) -> None:
     """Bytes with the ids of our vocabulary `bytes`."""
     specials = {"<pad>": 0, "<s>": 1, "</s>": 2}
-    vocab = {**specials, **{c: 3 + byte for c, byte in _BYTE_OF_CHARACTER.items()}}
+    vocab = {**specials, **{c: 3 + byte for c, byte in BYTE_OF_CHARACTER.items()}}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(False, use_regex=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()

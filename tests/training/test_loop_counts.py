@@ -11,6 +11,8 @@ from helpers import small_config
 
 from looped_jax.data.pipeline import train_batches
 from looped_jax.errors import UserError
+from looped_jax.models.loops.base import Counts, LoopState
+from looped_jax.models.loops.counted import counted_loops
 from looped_jax.parallel.mesh import put_batch
 from looped_jax.training.job import jitted_train_step, make_job
 from looped_jax.training.loop_counts import LoopCounts, mean_counts
@@ -95,13 +97,53 @@ def test_the_mean_of_a_run_is_that_of_what_its_steps_log() -> None:
     with job.context():
         for _ in range(config.train.steps):
             state, metrics = step(state, put_batch(next(batches), job.mesh))
-            logged.append((float(metrics["loops"]), float(metrics["gradient_loops"])))
+            logged.append(job.counts.computed(metrics))
     assert step._cache_size() == 1
     found = mean_counts(config)
     assert found == pytest.approx(np.mean(logged, axis=0).tolist(), rel=1e-5)
     assert found is not None
     assert job.mean_step_flops == pytest.approx(np.mean([job.step_flops(c) for c in logged]))
     assert mean_counts(small_config()) is None
+
+
+@pytest.mark.parametrize(
+    ("loops_B", "parts", "computed"),
+    [
+        ([1, 5, 2, 3], 1, 5.0),  # All rows go as far as the longest.
+        ([1, 5, 2, 3], 2, (2 + 5) / 2),  # Rows 0 and 2, rows 1 and 3.
+        ([1, 1, 1, 1], 1, 2.0),  # Steps of the backward pass are made in any case.
+    ],
+)
+def test_what_is_computed_counts_rows_that_wait(
+    loops_B: list[int], parts: int, computed: float
+) -> None:
+    counts = LoopCounts.from_config(
+        small_config(
+            model__plan="1x3",
+            counts__distribution="poisson",
+            counts__gradient_loops=2,
+            counts__by="row",
+        )
+    )
+    assert counts is not None
+    assert counts.computed(counts.made(jnp.asarray(loops_B), parts)) == (computed, 2.0)
+
+
+@pytest.mark.parametrize("loops_B", [[1, 5, 2, 3], [1, 1, 1, 1], [4, 4, 4, 4]])
+def test_what_is_computed_is_what_a_pass_goes_through(loops_B: list[int]) -> None:
+    counts = LoopCounts(3, "poisson", "row", 0, 2, "none", 0)
+    made: list[int] = []
+
+    def step(learned: Any, state: LoopState, loop: Any) -> LoopState:
+        jax.debug.callback(lambda loop: made.append(int(loop)), loop)
+        return state.replace(x_BTD=state.x_BTD + learned)
+
+    drawn = jnp.asarray(loops_B)
+    data = Counts(drawn, jnp.max(drawn), counts.with_gradient_at_most)
+    state = counted_loops(step, jnp.float32(1), LoopState(jnp.zeros((4, 1, 1))), data, False)
+    jax.effects_barrier()
+    assert state.x_BTD[:, 0, 0].tolist() == loops_B
+    assert len(made) == counts.computed(counts.made(drawn))[0]
 
 
 def test_accumulated_parts_have_the_counts_of_their_rows() -> None:

@@ -15,7 +15,7 @@ import zlib
 
 import numpy as np
 
-from looped_jax.data.rows import FIRST_FREE_ID, PAD
+from looped_jax.data.rows import BOS, EOS, FIRST_FREE_ID, PAD
 from looped_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -53,6 +53,8 @@ class Examples:
 
 class Vocabulary:
     """Token strings; ids start after PAD, BOS and EOS. Text is the tokens joined."""
+
+    bos, eos = BOS, EOS
 
     def __init__(self, tokens: tuple[str, ...]):
         self.tokens = tokens

@@ -11,7 +11,6 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
-from looped_jax.data.rows import BOS, EOS
 from looped_jax.data.tasks.base import BLOCK, SPLITS
 from looped_jax.data.tasks.registry import get_task, task_names
 
@@ -28,11 +27,11 @@ class SeqioVocabulary(seqio.Vocabulary):
 
     @property
     def bos_id(self) -> int:
-        return BOS
+        return int(self._vocabulary.bos)
 
     @property
     def eos_id(self) -> int:
-        return EOS
+        return int(self._vocabulary.eos)
 
     @property
     def unk_id(self) -> int | None:
