@@ -152,10 +152,15 @@ def of_hf(overrides: dict[str, str]) -> None:
         return
     for name in names:  # Before the weights are read.
         TASKS[name].examples("validation", settings.data_dir, count=1)
+    out = epath.Path(_OUT.value) / "_".join(way_of_asking(settings))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={_OUT.value}: {error.strerror or error}") from error
     generator = hf_model.load(folder, _BATCH.value)
     metrics = run_tasks(
         *(names, settings, generator, folder.vocabulary),
-        epath.Path(_OUT.value) / "_".join(way_of_asking(settings)),
+        out,
         {"identity": folder.identity, "hf": _HF.value, **generator.described},
     )
     print(json.dumps({"hf": _HF.value, **metrics}), flush=True)

@@ -120,8 +120,6 @@ def read(path: epath.Path, what: str, read: Callable[..., Any], *names: Any, **o
     """What transformers makes of a folder; UserError says what it cannot read, and why."""
     try:
         return read(*names, **options)
-    except ImportError:
-        raise
     except Exception as error:  # It raises of all kinds, and so do the libraries below it.
         first = str(error).strip().split("\n")[0] or type(error).__name__
         hint = ""

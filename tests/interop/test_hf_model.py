@@ -275,6 +275,9 @@ def test_the_command_evaluates_prints_prompts_and_goes_on(
     assert summary["tasks"]["svamp"]["loops"] == {}  # The second time nothing was asked anew.
     assert sorted(path.name for path in folders["llama"].iterdir()) == before
     lines = [json.loads(line) for line in (folder / "svamp.jsonl").read_text().splitlines()]
+    (tmp_path / "file").write_text("")
+    done = run_module("looped_jax.evaluate", *asked, f"--out={tmp_path / 'file' / 'x'}")
+    assert done.returncode == 2 and done.stderr.startswith("error: --out=")
     done = run_module("looped_jax.evaluate", *asked, "--prompts")
     assert done.returncode == 0, done.stderr
     prompts = [json.loads(line) for line in done.stdout.splitlines()]
