@@ -4,27 +4,43 @@ python -m looped_jax.evaluate --workdir=runs/phop_1x6 --tasks=phop_p16_n256 --lo
 python -m looped_jax.evaluate --workdir=runs/pile_12x2 --tasks=paper \\
     --config.eval.data_dir=$EVALS_DIR
 
+python -m looped_jax.evaluate --hf=models/SmolLM2-135M --out=runs/smollm2 --tasks=paper \\
+    --config.eval.data_dir=$EVALS_DIR
+
 Prints one JSON object of metrics, from 0 to 1 (one a line with several --loops); those of held-out
 rows are also kept in WORKDIR/evaluations/held_out.jsonl, for looped_jax.report. Tasks of a
 synthetic run: synthetic ones with its
 vocabulary. Of a language model: `text` (perplexity), and downstream tasks, groups of them
 (closed_book_qa, open_book_qa, math_word_problems, reasoning_primitives) or `paper`, all 19; their
 predictions and a summary with intervals and averages go to WORKDIR/evaluations/.
+
+--hf evaluates another project's model, a folder that transformers opens (extra `judges`), on the
+same downstream tasks by the same prompts and metrics; predictions and summary go to a folder in
+--out, nothing into the model's. --prompts prints the prompts of the tasks and runs no model.
 """
 
 import json
 import sys
+from collections.abc import Sequence
+from typing import Any
 
+import jax
 from absl import flags
+from etils import epath
 
 from looped_jax.analysis.records import append_evaluation
-from looped_jax.config import cli
+from looped_jax.config import apply_overrides, cli, default_config, validate
 from looped_jax.data.run_data import downstream_names
+from looped_jax.data.tasks.downstream import TASKS, expand
 from looped_jax.errors import UserError
-from looped_jax.evaluation.downstream import Settings, evaluate_tasks, scalars, table
+from looped_jax.evaluation.downstream import Settings, ask, evaluate_tasks, scalars, table
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
+from looped_jax.evaluation.prompt_lines import prompt_records
 from looped_jax.inference.generator import Generator
 from looped_jax.inference.policy import CACHE_HELP, DRAFT_HELP, EXACT, EXIT_HELP, Policy
+from looped_jax.inference.text import Continues
+from looped_jax.interop import hf_model
+from looped_jax.interop.hf_folder import HfFolder
 from looped_jax.models.transformer import check_loops
 from looped_jax.parallel import distributed
 from looped_jax.training.evaluations import held_out_sets
@@ -41,15 +57,42 @@ _CACHE = flags.DEFINE_string("cache", "per_loop", CACHE_HELP)
 _EXIT = flags.DEFINE_string("exit", "none", EXIT_HELP)
 _DRAFT = flags.DEFINE_string("draft", "none", DRAFT_HELP)
 _BATCH = flags.DEFINE_integer("batch_size", 16, "Prompts at a time.", lower_bound=1)
+_HF = flags.DEFINE_string("hf", "", "A folder with a model of transformers, in place of a run.")
+_OUT = flags.DEFINE_string("out", "", "With --hf: where predictions and summary go.")
+_LENGTH = flags.DEFINE_integer(
+    "max_length", None, "With --hf: tokens read at most; default: as its config.json.", 2
+)
+_TRUST = flags.DEFINE_bool("trust_remote_code", False, "With --hf: run code in the folder.")
+_PROMPTS = flags.DEFINE_bool("prompts", False, "Print prompts as JSON lines, run no model.")
+_OF_RUNS = ("workdir", "step", "loops", "split", "cache", "exit", "draft")
+_OF_HF = ("out", "max_length", "trust_remote_code")
+_KEYS_OF_HF = ("eval.data_dir", "eval.style", "eval.shots")
 
 
 def main(overrides: dict[str, str]) -> None:
+    """Evaluates a run, or another project's model, or says what it would be asked."""
+    for name in _OF_RUNS if _HF.value else _OF_HF:
+        if flags.FLAGS[name].present:
+            raise UserError(f"--{name} does not go {'with' if _HF.value else 'without'} --hf")
+    if _HF.value:
+        of_hf(overrides)
+    else:
+        of_run(overrides)
+
+
+def of_run(overrides: dict[str, str]) -> None:
     """Restores, evaluates, prints; several processes together (parallel/distributed.py)."""
     distributed.join()
     if _TASKS.value:
         overrides = {**overrides, "eval.tasks": ",".join(_TASKS.value)}
     run = open_run(_WORKDIR.value, _STEP.value, overrides)
     job, config = run.job, run.job.config
+    if _PROMPTS.value:
+        settings = Settings.from_config(config, _LIMIT.value)
+        print_prompts(
+            downstream_names(config), settings, job.data.vocabulary, job.model.config.max_length
+        )
+        return
     counts = loop_counts(_LOOPS.value)
     policy = Policy.parse(_CACHE.value, _EXIT.value, _DRAFT.value)
     for loops in counts:  # Before anything is read.
@@ -80,6 +123,59 @@ def main(overrides: dict[str, str]) -> None:
         if distributed.is_first():
             line = {"step": run.step, **loops_of(loops), **said_of(policy), **metrics}
             print(json.dumps(line), flush=True)
+
+
+def of_hf(overrides: dict[str, str]) -> None:
+    """Reads another project's model, asks it the downstream tasks, prints; one process."""
+    # Memory of a GPU is torch's: JAX would take most of it.
+    jax.config.update("jax_platforms", "cpu")
+    config = default_config()
+    if others := [key for key in overrides if key not in _KEYS_OF_HF]:
+        known = ", ".join(f"--config.{key}" for key in _KEYS_OF_HF)
+        raise UserError(f"--config.{others[0]} is of a run; with --hf there are {known}")
+    apply_overrides(config, overrides)
+    validate(config)
+    if "text" in _TASKS.value:
+        raise UserError(
+            "--tasks=text: held-out rows are tokens of a run's own vocabulary; with --hf there are "
+            "downstream tasks (looped_jax.lm_eval --model hf measures bits per byte of documents)"
+        )
+    names = expand(tuple(_TASKS.value))
+    if not names:
+        raise UserError("say --tasks=paper, groups or names of downstream tasks")
+    settings = Settings.from_config(config, _LIMIT.value)
+    if not _OUT.value and not _PROMPTS.value:
+        raise UserError("say --out=DIR: predictions do not go into the model's own folder")
+    folder = HfFolder.open(_HF.value, _LENGTH.value, _TRUST.value)
+    if _PROMPTS.value:
+        print_prompts(names, settings, folder.vocabulary, folder.max_length)
+        return
+    for name in names:  # Before the weights are read.
+        TASKS[name].examples("validation", settings.data_dir, count=1)
+    out = epath.Path(_OUT.value) / "_".join(way_of_asking(settings))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={_OUT.value}: {error.strerror or error}") from error
+    generator = hf_model.load(folder, _BATCH.value)
+    metrics = run_tasks(
+        *(names, settings, generator, folder.vocabulary),
+        out,
+        {"identity": folder.identity, "hf": _HF.value, **generator.described},
+    )
+    print(json.dumps({"hf": _HF.value, **metrics}), flush=True)
+
+
+def print_prompts(
+    names: Sequence[str], settings: Settings, vocabulary: Any, max_length: int
+) -> None:
+    """A JSON line for each prompt, as a model with this vocabulary and length is asked."""
+    if not names:
+        raise UserError("--prompts: none of the tasks has prompts; say some by --tasks")
+    asked = [ask(TASKS[name], settings, vocabulary, max_length) for name in names]
+    for task in asked:
+        for record in prompt_records(task, settings.style):
+            print(json.dumps(record, ensure_ascii=False))
 
 
 def other_rows(run: OpenRun, held_out: HeldOut) -> str:
@@ -120,7 +216,7 @@ def said_of(policy: Policy) -> dict[str, str]:
 def evaluate_downstream(
     run: OpenRun, params: object, names: tuple[str, ...], loops: int | None, policy: Policy
 ) -> dict[str, float]:
-    """Runs downstream tasks and says on stderr what came out; returns their metrics."""
+    """Runs downstream tasks with these parameters; returns their metrics."""
     job = run.job
     settings = Settings.from_config(job.config, _LIMIT.value)
     generator = Generator(
@@ -128,27 +224,46 @@ def evaluate_downstream(
         policy=policy,
         eos=job.data.vocabulary.eos,
     )
-    # One folder per way of asking: what is in it is comparable.
-    parts = [f"step{run.step}", settings.style]
+    parts = [f"step{run.step}", *way_of_asking(settings, loops, said_of(policy))]
+    identity = run.identity(loops, "" if policy == EXACT else str(policy))
+    parts += [f"changed-{identity[:8]}"] if run.changed_model else []
+    model = {
+        "identity": identity,
+        "step": run.step,
+        "loops": loops,
+        **said_of(policy),
+        "overridden": run.changed_model,
+    }
+    return run_tasks(
+        *(names, settings, generator, job.data.vocabulary),
+        *(run.workdir / "evaluations" / "_".join(parts), model, policy),
+    )
+
+
+def way_of_asking(
+    settings: Settings, loops: int | None = None, said: dict[str, str] | None = None
+) -> list[str]:
+    """Parts of the name of a folder: what is in one is comparable."""
+    parts = [settings.style]
     parts += [f"loops{loops}"] if loops else []
     parts += [f"shots{settings.shots}"] if settings.shots >= 0 else []
     parts += [f"limit{settings.limit}"] if settings.limit else []
-    parts += [f"{key}-{value.replace(':', '-')}" for key, value in said_of(policy).items()]
-    identity = run.identity(loops, "" if policy == EXACT else str(policy))
-    parts += [f"changed-{identity[:8]}"] if run.changed_model else []
-    folder = run.workdir / "evaluations" / "_".join(parts)
-    vocabulary = job.data.vocabulary
+    return parts + [f"{key}-{value.replace(':', '-')}" for key, value in (said or {}).items()]
+
+
+def run_tasks(
+    names: Sequence[str],
+    settings: Settings,
+    generator: Continues,
+    vocabulary: Any,
+    folder: epath.Path,
+    model: dict[str, Any],
+    policy: Policy = EXACT,
+) -> dict[str, float]:
+    """Runs downstream tasks and says on stderr what came out; returns their metrics."""
     first = distributed.is_first()
     summary = evaluate_tasks(
-        *(names, settings, generator, vocabulary, folder),
-        show_progress=first,
-        model={
-            "identity": identity,
-            "step": run.step,
-            "loops": loops,
-            **said_of(policy),
-            "overridden": run.changed_model,
-        },
+        *(names, settings, generator, vocabulary, folder), show_progress=first, model=model
     )
     tasks = {name: summary["tasks"][name] for name in names}
     if first:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 from collections.abc import Callable
+from hashlib import sha256
 
 import pytest
 from helpers import write_language_model, write_pile
@@ -154,3 +155,39 @@ def test_downstream_tasks_are_evaluated_within_training_and_after_it(
     assert predictions[0] == predictions[1]
     line = fails_in_one_line("looped_jax.evaluate", workdir, "--tasks=swamp", data)
     assert "did you mean 'svamp'" in line
+
+    # The very prompts, for a model that is run elsewhere.
+    done = run_module(
+        "looped_jax.evaluate", workdir, "--tasks=svamp", "--limit=4", "--prompts", data
+    )
+    assert done.returncode == 0, done.stderr
+    asked = [json.loads(line) for line in done.stdout.splitlines()]
+    kept = [json.loads(line) for line in (folder / "svamp.jsonl").read_text().splitlines()]
+    assert [(p["task"], p["id"], p["answers"], p["stop"]) for p in asked] == [
+        ("svamp", line["id"], line["answers"], ["\n"]) for line in kept
+    ]
+    hashes = [sha256(p["prompt"].encode()).hexdigest()[:12] for p in asked]
+    assert hashes == [line["prompt_hash"] for line in kept]
+    line = fails_in_one_line("looped_jax.evaluate", workdir, "--tasks=text", "--prompts")
+    assert "--prompts: none of the tasks has prompts; say some by --tasks" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hf=DIR", "--workdir=runs/x"], "--workdir does not go with --hf"),
+        (["--hf=DIR", "--loops=2"], "--loops does not go with --hf"),
+        (["--workdir=runs/x", "--out=y"], "--out does not go without --hf"),
+        (["--hf=DIR"], "say --tasks=paper, groups or names of downstream tasks"),
+        (["--hf=DIR", "--tasks=text,svamp"], "--tasks=text: held-out rows are tokens of a run's"),
+        (["--hf=DIR", "--tasks=svamp"], "say --out=DIR: predictions do not go into the model's"),
+        (["--hf=DIR", "--tasks=svamp", "--config.model.plan=2x1"], "--config.model.plan is of a"),
+        (["--hf=DIR", "--tasks=svamp", "--prompts"], "holds no model of transformers: there is no"),
+    ],
+)
+def test_what_does_not_go_with_another_projects_model_gets_one_line(
+    arguments: list[str], message: str, tmp_path: pathlib.Path, fails_in_one_line: Callable
+) -> None:
+    asked = [argument.replace("DIR", str(tmp_path)) for argument in arguments]
+    assert message in fails_in_one_line("looped_jax.evaluate", *asked)
+    assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,13 @@ from looped_jax.data.preparation import prepare
 from looped_jax.data.tasks.downstream import TASKS
 from looped_jax.data.vocabulary import HuggingFace
 from looped_jax.errors import UserError
+from looped_jax.interop.hf_folder import HfFolder
+
+
+def open_hf_folder(folder: pathlib.Path) -> HfFolder:
+    (folder / "config.json").write_text("{}")
+    return HfFolder.open(str(folder))
+
 
 USES: dict[str, tuple[str, str, Callable[[pathlib.Path], object]]] = {
     "tensorflow_datasets": (
@@ -29,6 +36,7 @@ USES: dict[str, tuple[str, str, Callable[[pathlib.Path], object]]] = {
         ),
     ),
     "tokenizers": ("tokenizers", "", lambda _: HuggingFace("some.json", b"{}")),
+    "torch": ("judges", "", open_hf_folder),
     "lm_eval": (
         "lm-eval",
         "looped_jax.interop.lm_eval_model",

@@ -22,14 +22,16 @@ HELP = ("--help", "-h", "--helpfull", "-help", "-helpfull")
 
 
 def run(
-    main: Callable[[dict[str, str]], None],
+    main: Callable[..., None],
     argv: list[str] | None = None,
     prints_only: bool = True,
+    own_options: bool = False,
 ) -> None:
     """Parses flags, calls ``main`` with the config overrides, exits with the code.
 
     ``prints_only``: what the command is for is what it prints, so it ends when nobody reads that
-    any more; otherwise (training, preparing) it goes on in silence.
+    any more; otherwise (training, preparing) it goes on in silence. ``own_options``: the options
+    are another program's; ``main`` gets the overrides and the other arguments, --help among them.
     """
     arguments = list(sys.argv if argv is None else argv)
     asks_for_help = any(argument in HELP for argument in arguments[1:])
@@ -39,10 +41,14 @@ def run(
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger("jax").setLevel(logging.ERROR)
     try:
-        if asks_for_help:
+        if asks_for_help and not own_options:
             print(_help(main), flush=True)
             return
         overrides, rest = split_overrides([_expanded(argument) for argument in arguments])
+        if own_options:
+            main(overrides, rest[1:])
+            sys.stdout.flush()
+            return
         try:
             extra = flags.FLAGS(rest)[1:]
         except flags.Error as error:

@@ -28,8 +28,8 @@ from looped_jax.errors import RunError, UserError
 from looped_jax.evaluation.intervals import mean_interval
 from looped_jax.evaluation.metric_table import ENDS
 from looped_jax.evaluation.metrics import METRICS
-from looped_jax.inference.generator import Generator, Usage
-from looped_jax.inference.text import complete, prompt_ids
+from looped_jax.inference.generator import Usage
+from looped_jax.inference.text import Continues, complete, prompt_ids
 from looped_jax.parallel import distributed
 
 # The groups of the paper's "All tasks" average: all but the reasoning primitives.
@@ -96,7 +96,7 @@ def _limited(examples: list[Example], limit: int) -> list[Example]:
 
 def run_task(
     asked: Asked,
-    generator: Generator,
+    generator: Continues,
     vocabulary: Any,
     style_name: str = "default",
     out: epath.Path | None = None,
@@ -275,7 +275,7 @@ def table(tasks: dict[str, dict[str, Any]], means: dict[str, float]) -> str:
 def evaluate_tasks(
     names: Sequence[str],
     settings: Settings,
-    generator: Generator,
+    generator: Continues,
     vocabulary: Any,
     folder: epath.Path | None = None,
     show_progress: bool = True,

@@ -2,11 +2,34 @@
 a text that is too long."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from looped_jax.errors import UserError
-from looped_jax.inference.generator import GREEDY, Generator
+from looped_jax.inference.generator import GREEDY, Generated, Usage
 from looped_jax.inference.sampling import Sampling
+
+
+class Continues(Protocol):
+    """What continues prompts: a Generator, or another project's model (interop/hf_model.py)."""
+
+    max_length: int  # Tokens that it reads at most.
+    batch_size: int
+    usage: Usage
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        *,
+        sampling: Sampling = GREEDY,
+        seed: int = 0,
+        first_number: int = 0,
+        stop: Callable[[list[int]], bool] | None = None,
+        on_tokens: Callable[[int, list[int]], None] | None = None,
+        chunk: int = 16,
+    ) -> list[Generated]:
+        """See Generator.generate."""
+        ...
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
@@ -15,8 +38,11 @@ def cut(text: str, stops: Sequence[str]) -> str:
 
 
 def prompt_ids(vocabulary: Any, text: str) -> list[int]:
-    """BOS and the ids of a text; UserError for text that is not Unicode."""
+    """BOS and the ids of a text, or what a vocabulary with ``prompt_ids`` of its own makes of it;
+    UserError for text that is not Unicode."""
     try:
+        if own := getattr(vocabulary, "prompt_ids", None):
+            return [*own(text)]
         return [vocabulary.bos, *(int(i) for i in vocabulary.encode(text))]
     except UnicodeEncodeError as error:
         raise UserError("the prompt is not Unicode text") from error
@@ -61,7 +87,7 @@ def fit_prompt(prompt: list[int], max_new_tokens: int, max_length: int) -> list[
 
 
 def complete(
-    generator: Generator,
+    generator: Continues,
     vocabulary: Any,
     prompts: Sequence[str],
     max_new_tokens: int,
