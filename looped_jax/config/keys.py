@@ -199,8 +199,8 @@ class Loop:
     )
     per_loop: str = key(
         "none",
-        "what tells loops apart: a learned vector, the time in every layer, LoRA in every layer, how "
-        "far a loop goes",
+        "what tells loops apart: a learned vector, the time in every layer, LoRA in every layer, "
+        "how far a loop goes",
         choices=("none", "embedding", "time", "lora", "step"),
     )
     lora_rank: int = key(8, "of per_loop=lora", range=POSITIVE)

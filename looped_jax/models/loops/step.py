@@ -1,5 +1,5 @@
-"""config.loop.per_loop = step: how far each loop goes from the stream that enters its layers towards
-what these make of it, channel by channel:
+"""config.loop.per_loop = step: how far each loop goes from the stream that enters its layers
+towards what these make of it, channel by channel:
 
     h <- h + a_t (f(h) - h),    a_t [D], 1 where training begins: the plain loop.
 

@@ -1,0 +1,23 @@
+"""Llama whose layers pass several times, for vLLM; see modeling_looped_llama.py."""
+
+from typing import Any
+
+from vllm.model_executor.models.llama import LlamaForCausalLM
+
+# What of a layer has weights. Its attention has none and keeps a cache of its own.
+SHARED = ("input_layernorm", "post_attention_layernorm", "mlp")
+
+
+class LoopedLlamaForCausalLM(LlamaForCausalLM):
+    """A Llama some of whose layers are others again."""
+
+    def __init__(self, **arguments: Any):
+        super().__init__(**arguments)
+        layers = self.model.layers
+        for number, stored in enumerate(self.config.stored_layers):
+            if number != stored:
+                for name in SHARED:
+                    setattr(layers[number], name, getattr(layers[stored], name))
+                for name in ("qkv_proj", "o_proj"):
+                    own, other = layers[number].self_attn, layers[stored].self_attn
+                    setattr(own, name, getattr(other, name))
