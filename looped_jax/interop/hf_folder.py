@@ -87,7 +87,7 @@ class HfFolder:
         )
         tokenizer = read(
             path,
-            "its tokenizer",
+            "its tokenizer (tokenizer.json, tokenizer_config.json)",
             functools.partial(transformers.AutoTokenizer.from_pretrained, str(path)),
             split_special_tokens=True,
             **options,
