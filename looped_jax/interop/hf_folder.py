@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,7 +87,7 @@ class HfFolder:
         )
         tokenizer = read(
             path,
-            "its tokenizer",
+            "its tokenizer (tokenizer.json, tokenizer_config.json)",
             functools.partial(transformers.AutoTokenizer.from_pretrained, str(path)),
             split_special_tokens=True,
             **options,
@@ -121,8 +122,7 @@ def read(path: epath.Path, what: str, read: Callable[..., Any], *names: Any, **o
     try:
         return read(*names, **options)
     except Exception as error:  # It raises of all kinds, and so do the libraries below it.
-        first = str(error).strip().split("\n")[0] or type(error).__name__
-        hint = ""
+        reason = textwrap.shorten(str(error), 200, placeholder=" …") or type(error).__name__
         if "trust_remote_code" in str(error):
-            first, hint = "it is code in the folder", "; --trust_remote_code runs it"
-        raise UserError(f"{path}: cannot read {what}: {first}{hint}") from error
+            reason = "it is code in the folder; --trust_remote_code runs it"
+        raise UserError(f"{path}: cannot read {what}: {reason}") from error
