@@ -54,6 +54,10 @@ class OwnIds(Vocabulary):
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True  # As text.
+        plain, whole = (
+            self._tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True)
+        )
+        self._before = tuple(whole[: whole.index(plain[0])]) if plain else ()
         for token in added:
             there = self._tokenizer.token_to_id(token["content"])
             if there != token["id"]:  # The package counts by itself, whatever the file says.
@@ -76,6 +80,11 @@ class OwnIds(Vocabulary):
         self.lossless = spelling.one_to_one and not (set(range(256)) - _NEVER) - {
             piece[0] for piece in self.pieces if len(piece) == 1
         }
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """What the file's own rule puts before a text: BOS, or nothing."""
+        return self._before
 
     def _encode_part(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

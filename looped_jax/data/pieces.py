@@ -34,6 +34,11 @@ class Vocabulary(abc.ABC):
     max_part: int = MAX_PART  # Characters that are tokenised at once.
 
     @property
+    def before(self) -> tuple[int, ...]:
+        """What stands before a text that is to be continued."""
+        return (self.bos,)
+
+    @property
     def size(self) -> int:
         """V: ids from 0 on, of which the pieces are the last ones."""
         return self.first + len(self.pieces)

@@ -38,18 +38,21 @@ def cut(text: str, stops: Sequence[str]) -> str:
 
 
 def prompt_ids(vocabulary: Any, text: str) -> list[int]:
-    """BOS and the ids of a text, or what a vocabulary with ``prompt_ids`` of its own makes of it;
-    UserError for text that is not Unicode."""
+    """The ids of a text as a model's prompt: what its vocabulary puts before it (``before``) and
+    its own; BOS alone if these are none. UserError for text that is not Unicode."""
+    return [*vocabulary.before, *text_ids(vocabulary, text)] or [vocabulary.bos]
+
+
+def text_ids(vocabulary: Any, text: str) -> list[int]:
+    """The ids of a text alone; UserError for text that is not Unicode."""
     try:
-        if own := getattr(vocabulary, "prompt_ids", None):
-            return [*own(text)]
-        return [vocabulary.bos, *(int(i) for i in vocabulary.encode(text))]
+        return [int(i) for i in vocabulary.encode(text)]
     except UnicodeEncodeError as error:
         raise UserError("the prompt is not Unicode text") from error
 
 
 def pair_ids(vocabulary: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Token ids of a context (BOS first) and of a continuation to score after it.
+    """Token ids of a context (as `prompt_ids`, at least BOS) and of a continuation to score after it.
 
     They are tokenised together, and blanks at the end of the context belong to the continuation,
     as in the lm-evaluation-harness. Where a token would lie across the border, the continuation is
@@ -60,11 +63,13 @@ def pair_ids(vocabulary: Any, context: str, continuation: str) -> tuple[list[int
     continuation = context[len(stripped) :] + continuation
     if not continuation:
         raise UserError(f"an empty continuation cannot be scored (its context: {context[-40:]!r})")
-    before = prompt_ids(vocabulary, stripped)
-    whole = prompt_ids(vocabulary, stripped + continuation)
+    before = text_ids(vocabulary, stripped)
+    whole = text_ids(vocabulary, stripped + continuation)
+    # Something is read before the first token that is scored, if only BOS.
+    lead = [*vocabulary.before] or ([] if before else [vocabulary.bos])
     if whole[: len(before)] == before and len(whole) > len(before):
-        return before, whole[len(before) :]
-    return before, prompt_ids(vocabulary, continuation)[1:]
+        return [*lead, *before], whole[len(before) :]
+    return [*lead, *before], text_ids(vocabulary, continuation)
 
 
 def fit_pair(
@@ -77,13 +82,14 @@ def fit_pair(
     return whole[:-said], whole[-said:]
 
 
-def fit_prompt(prompt: list[int], max_new_tokens: int, max_length: int) -> list[int]:
-    """A prompt (BOS first) that leaves room for ``max_new_tokens``, but keeps half of the length
-    where so many would leave it less; BOS stays, what follows it loses its beginning."""
-    room = max(max_length + 1 - max_new_tokens, max_length // 2, 1)
+def fit_prompt(prompt: list[int], max_new_tokens: int, max_length: int, kept: int = 1) -> list[int]:
+    """A prompt that leaves room for ``max_new_tokens``, but keeps half of the length where so many
+    would leave it less: its first ``kept`` tokens (BOS, say) stay, what follows them loses its
+    beginning."""
+    room = max(max_length + 1 - max_new_tokens, max_length // 2, kept)
     if len(prompt) <= room:
         return prompt
-    return [prompt[0], *prompt[len(prompt) - room + 1 :]]
+    return [*prompt[:kept], *prompt[len(prompt) - room + kept :]]
 
 
 def complete(

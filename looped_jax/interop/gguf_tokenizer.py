@@ -19,6 +19,7 @@ from looped_jax.errors import UserError
 from looped_jax.interop.tokenizer_json import (
     BYTE_LEVEL,
     added_token,
+    bos_first,
     bpe,
     merges_of_scores,
     write_json,
@@ -107,6 +108,10 @@ def write_gguf_tokenizer(reader: Any, out: epath.Path) -> None:
             raise UserError(f"the GGUF file's tokenizer.ggml.{key}_token_id={number} is no token")
         names[f"{key}_token"] = None if number is None else pieces[number]
     description = writers[kind](found, pieces, types)
+    begins = found.get("add_bos_token")
+    # Where a file does not say, llama.cpp puts BOS before a text of the second kind only.
+    if names["bos_token"] is not None and (kind == "llama" if begins is None else begins):
+        description["post_processor"] = bos_first(found.get("bos_token_id"), names["bos_token"])
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / FILE, description)
     write_json(

@@ -41,9 +41,11 @@ class HfVocabulary:
         ids = self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids
         return [int(i) for i in ids]
 
-    def prompt_ids(self, text: str) -> list[int]:
-        """Ids of a text as its model expects one."""
-        return [*self.before, *self.encode(text)]
+    @property
+    def bos(self) -> int:
+        """What an empty text is for the model: BOS, or EOS where there is no other."""
+        found = self._tokenizer.bos_token_id
+        return int(self._tokenizer.eos_token_id if found is None else found)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special ones."""

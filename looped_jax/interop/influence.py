@@ -5,6 +5,7 @@ over tokens of the stream that enters it and the one that leaves it.
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ def block_influence(
         return jnp.stack(
             [
                 1 - jnp.sum(optax.cosine_similarity(before, after, 1e-6) * token_BT) / tokens
-                for before, after in zip(streams, streams[1:], strict=False)
+                for before, after in itertools.pairwise(streams)
             ]
         )
 

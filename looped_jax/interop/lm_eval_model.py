@@ -32,7 +32,7 @@ import jax
 from looped_jax.inference.generator import Generator
 from looped_jax.inference.policy import EXACT, Policy
 from looped_jax.inference.sampling import Sampling
-from looped_jax.inference.text import cut, fit_pair, fit_prompt, pair_ids, prompt_ids
+from looped_jax.inference.text import cut, fit_pair, fit_prompt, pair_ids, prompt_ids, text_ids
 from looped_jax.training.run import open_run
 
 NAME = "looped_jax"
@@ -158,7 +158,7 @@ class LoopedJax(LM):
         for request in requests:
             (text,) = request.args
             windows = get_rolling_token_windows(
-                token_list=prompt_ids(self.vocabulary, text)[1:],
+                token_list=text_ids(self.vocabulary, text),
                 prefix_token=self.vocabulary.bos,
                 max_seq_len=self.generator.max_length,
                 context_len=1,
@@ -179,8 +179,9 @@ class LoopedJax(LM):
         texts: dict[int, str] = {}
         for (stops, count, temperature), which in by_settings.items():
             length = self.generator.max_length
+            kept = len(self.vocabulary.before)
             prompts = [
-                fit_prompt(prompt_ids(self.vocabulary, requests[i].args[0]), count, length)
+                fit_prompt(prompt_ids(self.vocabulary, requests[i].args[0]), count, length, kept)
                 for i in which
             ]
             made = self.generator.generate(

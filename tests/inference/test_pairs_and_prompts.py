@@ -11,6 +11,7 @@ from looped_jax.data.rows import BOS
 from looped_jax.data.vocabulary import Bytes, load_vocabulary
 from looped_jax.errors import UserError
 from looped_jax.inference.text import fit_pair, fit_prompt, pair_ids, prompt_ids
+from looped_jax.interop.tokenizer_json import bos_first
 
 SHIPPED = load_vocabulary("pile_mini_32k")
 
@@ -20,10 +21,24 @@ def test_blanks_at_the_end_of_a_context_belong_to_the_continuation() -> None:
     assert pair_ids(Bytes(), "", "b") == ([BOS], prompt_ids(Bytes(), "b")[1:])
 
 
-def test_prompts_begin_as_the_vocabularys_documents_do(tmp_path: pathlib.Path) -> None:
-    folder = write_own(tmp_path, llama_like(), bos_token="</s>", eos_token="<s>")
+@pytest.mark.parametrize("begins", [True, False], ids=["BOS first", "nothing first"])
+def test_prompts_begin_as_the_tokenizer_itself_begins_them(
+    begins: bool, tmp_path: pathlib.Path
+) -> None:
+    rule = {"post_processor": bos_first(2, "</s>")} if begins else {}
+    folder = write_own(tmp_path, llama_like() | rule, bos_token="</s>", eos_token="<s>")
     own = load_vocabulary(f"own:{folder}")
-    assert prompt_ids(own, "loop") == [2, *own.encode("loop").tolist()]
+    ids = own.encode("loop").tolist()
+    assert prompt_ids(own, "loop") == ([2, *ids] if begins else ids)
+    assert prompt_ids(own, "") == [2]
+    # Something is read before what is scored.
+    assert pair_ids(own, "", "loop") == ([2], ids)
+    assert pair_ids(own, "loop", " loop")[0] == ([2, *ids] if begins else ids)
+
+
+def test_a_prompt_that_is_cut_keeps_what_stands_before_it() -> None:
+    assert fit_prompt([9, 1, 2, 3, 4], 3, 5) == [9, 3, 4]
+    assert fit_prompt([9, 1, 2, 3, 4], 3, 5, kept=0) == [2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -216,3 +216,20 @@ def test_what_cannot_be_written_is_named_and_nothing_is_written(
         write_gguf_tokenizer(reader, epath.Path(tmp_path / "out"))
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "begins"),
+    [
+        (byte_level_fields(), False),
+        (byte_level_fields(add_bos_token=True), True),
+        (sentencepiece_fields(), True),
+        (sentencepiece_fields(add_bos_token=False), False),
+    ],
+    ids=["byte level", "byte level, says so", "SentencePiece", "SentencePiece, says no"],
+)
+def test_a_prompt_begins_with_bos_where_the_file_or_its_kind_says_so(
+    fields: dict[str, Any], begins: bool, tmp_path: pathlib.Path
+) -> None:
+    vocabulary = written(tmp_path, fields)
+    assert vocabulary.before == ((vocabulary.bos,) if begins else ())

@@ -54,7 +54,7 @@ class Examples:
 class Vocabulary:
     """Token strings; ids start after PAD, BOS and EOS. Text is the tokens joined."""
 
-    bos, eos = BOS, EOS
+    bos, eos, before = BOS, EOS, (BOS,)
 
     def __init__(self, tokens: tuple[str, ...]):
         self.tokens = tokens
