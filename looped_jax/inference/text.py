@@ -52,7 +52,7 @@ def text_ids(vocabulary: Any, text: str) -> list[int]:
 
 
 def pair_ids(vocabulary: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Token ids of a context (as `prompt_ids`, at least BOS) and of a continuation to score after it.
+    """Token ids of a context (`prompt_ids`, at least BOS) and of a continuation to score after it.
 
     They are tokenised together, and blanks at the end of the context belong to the continuation,
     as in the lm-evaluation-harness. Where a token would lie across the border, the continuation is
