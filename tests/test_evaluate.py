@@ -62,7 +62,10 @@ def test_with_an_exit_the_loops_that_tokens_took_are_said(
     assert after_two[loss] == pytest.approx(fixed[loss], rel=1e-5)
     kept = (workdir / "evaluations" / "held_out.jsonl").read_text().splitlines()
     # A report keeps it apart from what the model does by itself.
-    assert json.loads(kept[-1])["overrides"] == {"exit": "state:1e+09:2"}
+    assert json.loads(kept[-1])["overrides"] == {
+        "cache": "last",
+        "exit": "state:1e+09:2",
+    }
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,15 @@ def test_downstream_tasks_are_evaluated_within_training_and_after_it(
 
     tasks = "--tasks=svamp,varassign_depth0_math"
     done = run_module("looped_jax.evaluate", workdir, tasks, "--limit=4", "--loops=3", data)
+    text = []
+    for cache in ((), ("--cache=last",)):
+        done = run_module("looped_jax.evaluate", workdir, "--tasks=text", "--loops=3", *cache)
+        assert done.returncode == 0, done.stderr
+        text.append(json.loads(done.stdout))
+    assert text[1].pop("cache") == "last" and text[1].keys() == text[0].keys()
+    assert text[1]["eval/text/loss"] != pytest.approx(text[0]["eval/text/loss"], rel=1e-6)
+    assert text[1]["eval/text/loss"] == pytest.approx(text[0]["eval/text/loss"], rel=0.2)
+
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert {"eval/svamp/accuracy", "eval/varassign_depth0_math/accuracy"} < set(found)
