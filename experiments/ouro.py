@@ -40,6 +40,5 @@ def get_config(argument: str = "") -> ConfigDict:
         config.model.update(plan="2x4", vocab_size=0)
     if stage == "gate":
         config.loop_loss.kind = "gate"
-        config.optimizer.frozen = ("embed", "segment_0/layers", "segment_0/last_norm", "output")
         config.train.steps = 100 if size else 10_000
     return config
