@@ -15,6 +15,9 @@ ponder    sum_t p_t CE_t + beta KL(p || g), g_t proportional to a (1 - a)^(t - 1
 act       CE of the mixed states + beta (loops + remainder) (models/loops/act.py)
 shortcut  CE_L, and of a trajectory of fewer loops its CE and its distance (training/shortcut.py)
 
+beta is config.loop_loss.beta, whose default, 0.05, is for `expected`; the two baselines, `ponder`
+and `act`, are published with 0.01: set it.
+
 Only CE_t and the gates are kept of a loop, float32 [L, B, T].
 """
 
@@ -110,14 +113,14 @@ class LoopLosses:
         return self.kind not in ("act", "shortcut")
 
     @property
-    def has_short_trajectory(self) -> bool:
-        """Whether every step makes a second pass, with other loops."""
-    @property
     def trains_only(self) -> str:
         """The pattern of the parameters that it trains (training/parameter_groups.py); empty: all.
         The gate's logit has a gradient in the stream, too."""
         return f"segment_{self.segment}/gate" if self.kind == "gate" else ""
 
+    @property
+    def has_short_trajectory(self) -> bool:
+        """Whether every step makes a second pass, with other loops."""
         return self.kind == "shortcut"
 
     @property
