@@ -6,9 +6,11 @@ output, the matrix of state and input, noise as the first state, norms on the st
 lognormal Poisson and one more, gradients through the last 8 loops), AdamW (.9, .95) at a constant
 4e-5 after 4,096 steps, weight decay 4e-5, clipping at 1, 16.8M tokens a step, 800B in all.
 
-Not here: its initialisation (Takase), the embedding times sqrt(d), biases on queries and keys, the
-norm after the loop that is also the last one, AdamW without epsilon (1e-8 here) and its clipping of
-updates. To stop a token where predictions settle (by KL) belongs to generating, not to this file.
+The embedding times sqrt(d) is there and here, as every model here has it.
+
+Not here: its initialisation (Takase), biases on queries and keys, the norm after the loop that is
+also the last one, AdamW without epsilon (1e-8 here) and its clipping of updates. To stop a token
+where predictions settle (by KL) belongs to generating, not to this file.
 The vocabulary is ours, padded. Parameters: 3,564,892,320; published: 3.5B.
 
     python -m looped_jax.main --config=experiments/huginn.py:small --config.data.path=$PILE_DIR

@@ -7,7 +7,10 @@ branch, a norm that ends every loop and is the last one, the gate, the expected 
 
 Not here: its first part with 8 loops; beta, which goes from .1 to .05 there and is .1 throughout
 (`--config.loop_loss.beta=0.05` for a later stage); the later stages' rates, lengths and RoPE bases.
-Ours: 2,000 steps of warm-up. The vocabulary is ours, padded. Parameters: 1,434,652,673 (1.4B).
+Ours: 2,000 steps of warm-up, and the embedding times sqrt(d), which Ouro does not have: our table
+begins with entries of size d^-1/2, so h_0 begins at unit scale, where Ouro's begins at its table's.
+The vocabulary is ours, padded.
+Parameters: 1,434,652,673 (1.4B).
 
 `gate` is its stage II: the gate alone is trained, by what each loop gains, from a model that has
 been trained. What was read states no rate and no length of it: 3e-4 and 10,000 steps are ours.
@@ -40,6 +43,5 @@ def get_config(argument: str = "") -> ConfigDict:
         config.model.update(plan="2x4", vocab_size=0)
     if stage == "gate":
         config.loop_loss.kind = "gate"
-        config.optimizer.frozen = ("embed", "segment_0/layers", "segment_0/last_norm", "output")
         config.train.steps = 100 if size else 10_000
     return config

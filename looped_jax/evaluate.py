@@ -104,7 +104,7 @@ def of_run(overrides: dict[str, str]) -> None:
     sets = held_out_sets(job, _SPLIT.value)  # UserError if a text is not there.
     params = run.parameters()
     for loops in counts:
-        evaluator = Evaluator(job.model, job.mesh, job.rules, loops, policy.exit)
+        evaluator = Evaluator(job.model, job.mesh, job.rules, loops, policy)
         metrics: dict[str, float] = {}
         for held_out in sets:
             if said := other_rows(run, held_out):
@@ -114,7 +114,7 @@ def of_run(overrides: dict[str, str]) -> None:
             if distributed.is_first():
                 append_evaluation(
                     *(run.workdir, run.step, loops, _SPLIT.value, found),
-                    overrides=run.overridden | exit_of(policy),
+                    overrides=run.overridden | read_by(policy),
                     checkpoint=run.identity(),
                     data=json.dumps(held_out.sample.identity),
                 )
@@ -201,16 +201,15 @@ def loops_of(loops: int | None) -> dict[str, int]:
     return {} if loops is None else {"loops": loops}
 
 
-def exit_of(policy: Policy) -> dict[str, str]:
-    """What it changes of one pass over held-out rows."""
-    return {} if policy.exit is None else {"exit": str(policy.exit)}
+def read_by(policy: Policy) -> dict[str, str]:
+    """What it changes of how held-out rows are read."""
+    cache = {} if policy.cache == EXACT.cache else {"cache": str(policy.cache)}
+    return cache | ({} if policy.exit is None else {"exit": str(policy.exit)})
 
 
 def said_of(policy: Policy) -> dict[str, str]:
     """What is not plain decoding with all loops."""
-    cache = {} if policy.cache == EXACT.cache else {"cache": str(policy.cache)}
-    draft = {} if policy.draft is None else {"draft": str(policy.draft)}
-    return cache | exit_of(policy) | draft
+    return read_by(policy) | ({} if policy.draft is None else {"draft": str(policy.draft)})
 
 
 def evaluate_downstream(

@@ -63,7 +63,10 @@ def test_with_an_exit_the_loops_that_tokens_took_are_said(
     assert after_two[loss] == pytest.approx(fixed[loss], rel=1e-5)
     kept = (workdir / "evaluations" / "held_out.jsonl").read_text().splitlines()
     # A report keeps it apart from what the model does by itself.
-    assert json.loads(kept[-1])["overrides"] == {"exit": "state:1e+09:2"}
+    assert json.loads(kept[-1])["overrides"] == {
+        "cache": "last",
+        "exit": "state:1e+09:2",
+    }
 
 
 @pytest.mark.parametrize(
@@ -73,6 +76,8 @@ def test_with_an_exit_the_loops_that_tokens_took_are_said(
         (["--exit=cdf:0.5"], "asks a gate; the model has none"),
         (["--step=7"], "has no checkpoint of step 7; it has 8, 12"),
         (["--tasks=addition"], "addition has another vocabulary than group_z7_n4"),
+        (["--loops=2,3000000000"], "loops=3000000000 is more than 1,000,000; say fewer"),
+        (["--loops=2", "--exit=kl:0.1:3"], "exit=kl:0.1:3 is for at least 3 loops; there are 2"),
         (["--loops=2,x"], "--loops=x is not a loop count"),
         (["--config.train.stepz=1"], "did you mean 'train.steps'"),
     ],
@@ -133,6 +138,15 @@ def test_downstream_tasks_are_evaluated_within_training_and_after_it(
     evaluated = [x for x in metrics if "eval/svamp/accuracy" in x]
     assert [x["step"] for x in evaluated] == [2, 4]
     assert all("eval/text/bits_per_byte" in x for x in evaluated)
+
+    text = []
+    for cache in ((), ("--cache=last",)):
+        done = run_module("looped_jax.evaluate", workdir, "--tasks=text", "--loops=3", *cache)
+        assert done.returncode == 0, done.stderr
+        text.append(json.loads(done.stdout))
+    assert text[1].pop("cache") == "last" and text[1].keys() == text[0].keys()
+    assert text[1]["eval/text/loss"] != pytest.approx(text[0]["eval/text/loss"], rel=1e-6)
+    assert text[1]["eval/text/loss"] == pytest.approx(text[0]["eval/text/loss"], rel=0.2)
 
     tasks = "--tasks=svamp,varassign_depth0_math"
     done = run_module("looped_jax.evaluate", workdir, tasks, "--limit=4", "--loops=3", data)

@@ -55,6 +55,7 @@ def test_a_draft_says_the_same_and_what_was_accepted(
         (("--prompt=x",), "'x' is not in this task's vocabulary"),
         (("--prompt=3", "--top_p=2"), "top_p=2.0 must be above 0"),
         (("--prompt=3", "--step=5"), "has no checkpoint of step 5"),
+        (("--prompt=3", "--loops=100000000000"), "loops=100000000000 is more than 1,000,000"),
         (("--prompt=3", "--cache=all"), "cache='all' is none of per_loop, last, mean"),
         (("--prompt=3", "--draft=2:4"), "draft=2:4 has to have fewer loops than the 2 that verify"),
         (("--prompt=3", "--draft=1", "--temperature=1"), "draft=1:4 goes with greedy decoding"),

@@ -72,6 +72,12 @@ RULES: tuple[Rule, ...] = (
         loop__routing=("none",),
     ),
     *_rules(
+        "loop.lanes",
+        _but("loop.lanes", "one"),
+        "has parameters of every loop that full backpropagation only trains",
+        counts__gradient_loops=(0,),
+    ),
+    *_rules(
         "loop.nest",
         _but("loop.nest", "none"),
         "has loops of two kinds, each of which ends one of two states, as many as the plan says",

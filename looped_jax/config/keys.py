@@ -278,7 +278,7 @@ class LoopLoss:
     kind: str = key(
         "last",
         "the last loop's loss; a weighted sum of every loop's; expected: by the gate's probability "
-        "of ending there; gate: the gate alone (freeze the rest); ponder; act; shortcut: and that "
+        "of ending there; gate: the gate, nothing else; ponder; act; shortcut: and that "
         "of a trajectory of fewer loops",
         choices=("last", "weighted", "expected", "gate", "ponder", "act", "shortcut"),
     )

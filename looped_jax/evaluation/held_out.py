@@ -22,7 +22,8 @@ from looped_jax.data.rows import Rows, RowSource
 from looped_jax.data.text import TextRows
 from looped_jax.evaluation import loop_watch
 from looped_jax.evaluation.intervals import ratio_interval
-from looped_jax.models.loops.exits import ExitRule
+from looped_jax.inference.forced import forced, prompts_of, read_at_once
+from looped_jax.inference.policy import EXACT, Policy
 from looped_jax.models.loops.segment import NOTHING
 from looped_jax.models.loss import token_scores
 from looped_jax.models.transformer import LoopedTransformer, batch_forward
@@ -35,7 +36,7 @@ def row_sums(
     batch: dict[str, jax.Array],
     loops: int | None,
     documents: int,
-    exit: ExitRule | None = None,
+    policy: Policy = EXACT,
     watch: bool = False,
 ) -> dict[str, Any]:
     """Sums over a batch: rows with an answer and rows right; cross-entropy, weight and bytes of
@@ -43,8 +44,12 @@ def row_sums(
     config.loop.routing), of weight by the loops taken, from 0; with ``watch``, of what loops do,
     see evaluation/loop_watch.py.
     """
-    wanted = loop_watch.wanted(model.config) if watch else NOTHING
-    output = batch_forward(model, params, batch, loops=loops, exit=exit, wanted=wanted)
+    if read_at_once(policy):
+        wanted = loop_watch.wanted(model.config) if watch else NOTHING
+        output = batch_forward(model, params, batch, loops=loops, exit=policy.exit, wanted=wanted)
+    else:
+        rows = (batch["tokens"], batch["segment_ids"], batch["positions"], prompts(batch))
+        output = forced(model, params, *rows, loops, policy)
     xent_BT, likeliest_BT = token_scores(
         model.config, output.x_BTD, output.kernel_VD, batch["targets"]
     )
@@ -70,6 +75,15 @@ def row_sums(
     if watch:
         sums["loops"] = loop_watch.sums(model.config, output, batch["segment_ids"])
     return sums
+
+
+def prompts(batch: dict[str, jax.Array]) -> jax.Array:
+    """prompt_BT, where loops share a cache: what is read at once before tokens are decoded. A row
+    with an answer has it up to there, other documents up to the first token that is asked for."""
+    answer_BT = batch["answer"]
+    has_answer_B1 = jnp.any(answer_BT, axis=1, keepdims=True)
+    asked_BT = jnp.where(has_answer_B1, answer_BT, batch["loss_weights"] > 0)
+    return prompts_of(asked_BT, batch["segment_ids"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +115,8 @@ class HeldOut:
 
 class Evaluator:
     """Evaluates parameters of one model; compiled once per number of documents. With ``watch`` it
-    also says what loops do, see evaluation/loop_watch.py; an ``exit`` and that do not go together.
+    also says what loops do, see evaluation/loop_watch.py; a ``policy`` and that do not go together.
+    With a cache that loops share, rows are read as decoding reads them (inference/forced.py).
     """
 
     def __init__(
@@ -110,14 +125,20 @@ class Evaluator:
         mesh: Mesh,
         rules: Any,
         loops: int | None = None,
-        exit: ExitRule | None = None,
+        policy: Policy = EXACT,
         watch: bool = False,
     ):
-        assert exit is None or not watch
+        assert policy == EXACT or not watch
+        if not read_at_once(policy):
+            # As a Generator has it: single tokens have no kernels and are not split over devices.
+            model = LoopedTransformer(dataclasses.replace(model.config, attention="xla"))
+            rules = tuple((n, None if n == "length" else where) for n, where in rules)
         self._mesh = mesh
         self._context = functools.partial(mesh_context, mesh, rules, model.config.dtype)
         self._sums = jax.jit(
-            lambda params, batch, count: row_sums(model, params, batch, loops, count, exit, watch),
+            lambda params, batch, count: row_sums(
+                model, params, batch, loops, count, policy, watch
+            ),
             static_argnums=2,
             out_shardings=replicated(mesh),  # Every process reads the sums.
         )

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from looped_jax.data.rows import EOS, PAD
 from looped_jax.errors import UserError
 from looped_jax.inference.cache import cache_bytes, prefill
+from looped_jax.inference.forced import read_at_once
 from looped_jax.inference.policy import EXACT, Policy
 from looped_jax.inference.sampling import Sampling
 from looped_jax.inference.speculative import speculate
@@ -138,7 +139,7 @@ class Generator:
             donate_argnums=3,
             out_shardings=(replicated(mesh), replicated(mesh), None, None),
         )
-        self._draft = policy.draft
+        self._policy, self._draft = policy, policy.draft
         self._eos = eos
         if policy.draft is not None:
             self._speculate = jax.jit(
@@ -194,7 +195,8 @@ class Generator:
         return [results[i] for i in range(len(prompts))]
 
     def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Scored]:
-        """Log-likelihoods of continuations given their contexts, pairs of token ids.
+        """Log-likelihoods of continuations given their contexts, pairs of token ids, by the cache
+        of the policy: where its loops share keys and values, token by token.
 
         A context is not empty (BOS at least), nor is a continuation: nothing would be the likeliest
         of all. UserError if one is, or if a pair is longer than the model reads.
@@ -213,10 +215,15 @@ class Generator:
         for batch in self._batches([len(row) - 1 for row in rows]):
             length = min(bucket(max(len(rows[i]) - 1 for i in batch)), self.max_length)
             tokens = self._padded([rows[i] for i in batch], length + 1)
+            length_B, context_B = (np.ones(len(tokens), np.int32) for _ in range(2))
+            length_B[: len(batch)] = [len(rows[i]) - 1 for i in batch]
+            context_B[: len(batch)] = [len(pairs[i][0]) for i in batch]
+            given = (tokens[:, :-1], tokens[:, 1:], length_B, context_B)
             with self._context():
-                log_p, greedy, depth = jax.device_get(
-                    self._score(self.params, tokens[:, :-1], tokens[:, 1:])
-                )
+                log_p, greedy, depth = jax.device_get(self._score(self.params, *given))
+            if not read_at_once(self._policy):
+                size = self._cache_bytes(len(tokens), length)
+                self.usage.cache_bytes = max(self.usage.cache_bytes, size)
             for row, i in enumerate(batch):
                 here = slice(len(pairs[i][0]) - 1, len(rows[i]) - 1)
                 depths = self._depths(depth, row, here)

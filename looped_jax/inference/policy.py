@@ -185,7 +185,7 @@ class Policy:
         """UserError for what a model with this config cannot do."""
         self.cache.check(config, loops)
         if self.exit is not None:
-            self.exit.check(config)
+            self.exit.check(config, loops)
         if self.draft is None:
             return
         self.draft.check(config, loops)

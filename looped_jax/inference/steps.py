@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from looped_jax.data.rows import PAD
 from looped_jax.inference.cache import Cache, decode
+from looped_jax.inference.forced import forced, read_at_once
 from looped_jax.inference.policy import Policy
 from looped_jax.inference.sampling import Sampling, sample
 from looped_jax.models.loss import token_scores
@@ -61,10 +62,20 @@ def scored_tokens(
     params: Any,
     tokens_BT: Any,
     targets_BT: Any,
+    length_B: Any,
+    context_B: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """log p of each target, whether it is the likeliest token and, where they differ, the loops
-    taken to predict it."""
-    batch = {"tokens": tokens_BT, "segment_ids": None, "positions": None}
-    output = batch_forward(model, params, batch, loops=loops, exit=policy.exit)
+    taken to predict it. Of ``length_B`` tokens of a row the first ``context_B`` are the prompt,
+    which matters where loops share a cache (inference/forced.py)."""
+    if read_at_once(policy):
+        batch = {"tokens": tokens_BT, "segment_ids": None, "positions": None}
+        output = batch_forward(model, params, batch, loops=loops, exit=policy.exit)
+    else:
+        place_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+        document_BT = (place_BT < length_B[:, None]).astype(jnp.int32)
+        prompt_BT = (place_BT < context_B[:, None]) | (document_BT == 0)
+        rows = (tokens_BT, document_BT, place_BT, prompt_BT)
+        output = forced(model, params, *rows, loops, policy)
     xent_BT, likeliest_BT = token_scores(model.config, output.x_BTD, output.kernel_VD, targets_BT)
     return -xent_BT, likeliest_BT == targets_BT, output.depth_BT

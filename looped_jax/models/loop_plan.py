@@ -9,6 +9,9 @@ import re
 
 from looped_jax.errors import UserError
 
+# More are a slip of the keyboard; numbers of loops are int32 on a device.
+MOST_LOOPS = 1_000_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
@@ -45,6 +48,8 @@ class LoopPlan:
             layers, loops = int(match[1]), int(match[2])
             if layers < 1 or loops < 1:
                 raise UserError(f"{where}: {part.strip()!r} needs at least one layer and one loop")
+            if loops > MOST_LOOPS:
+                raise UserError(f"{where}: {part.strip()!r} has more than {MOST_LOOPS:,} loops")
             segments.append(Segment(layers, loops))
         return cls(tuple(segments))
 
@@ -80,12 +85,15 @@ class LoopPlan:
     def with_loops(self, loops: int | None) -> "LoopPlan":
         """The plan with every looped segment (loops > 1) applied ``loops`` times instead.
 
-        None keeps the plan. UserError if no segment is looped or ``loops`` < 1.
+        None keeps the plan. UserError if no segment is looped, or ``loops`` is not from 1 to
+        MOST_LOOPS.
         """
         if loops is None:
             return self
         if loops < 1:
             raise UserError(f"loops={loops} must be at least 1")
+        if loops > MOST_LOOPS:
+            raise UserError(f"loops={loops} is more than {MOST_LOOPS:,}; say fewer")
         if not self.looped:
             raise UserError(f"plan {self} has no looped segment whose loops could be changed")
         return LoopPlan(

@@ -117,7 +117,7 @@ class LoopedTransformer(nn.Module):
         """
         config = self.config
         if exit is not None:
-            exit.check(config)
+            exit.check(config, loops)
         inputs = layer_inputs(config, tokens_BT, segment_ids_BT, positions_BT)
         embed = nn.Embed(
             config.vocab_size,
@@ -269,7 +269,7 @@ def forward(
     arguments = (tokens_BT, segment_ids_BT, positions_BT)
     exit: ExitRule | None = asked.get("exit")
     if exit is not None and exit.name == "kl":
-        exit.check(model.config)
+        exit.check(model.config, asked.get("loops"))
         inputs = layer_inputs(model.config, *arguments)
         asked["look"] = next_token(model, params, inputs, asked.get("inference"))
     output: Any = model.apply(collections(params), *arguments, rngs=rngs, **asked)

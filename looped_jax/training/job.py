@@ -80,16 +80,20 @@ class Job:
 def _step_flops(
     config: ConfigDict, model: LoopedTransformer, losses: LoopLosses | None
 ) -> Callable[..., float]:
-    backward = None
-    if config.optimizer.frozen:
-        axes = parameter_axes(model)
-        frozen = frozen_parameters(config.optimizer, axes)
+    backward, axes = None, parameter_axes(model)
+    frozen = frozen_parameters(config.optimizer, axes, _trained_alone(losses))
+    if frozen is not None:
         backward = backward_passes(frozen, axes, parameter_shapes(model), model.config)
     read_outs = 1 if losses is None else losses.read_outs
     shape = (config.train.batch_size, model.config.max_length)
     return functools.partial(
         train_flops, model.config, *shape, read_outs=read_outs, backward=backward
     )
+
+
+def _trained_alone(losses: LoopLosses | None) -> str:
+    """The pattern of all that a loss trains, if it is not for every parameter."""
+    return "" if losses is None else losses.trains_only
 
 
 def _mean(config: ConfigDict, losses: LoopLosses | None, step_flops: Callable[..., float]) -> float:
@@ -141,8 +145,9 @@ def make_job(
     )
     regularizer = CosineRegularizer.for_plan(model.config.plan, **config.regularizer)
     axes = parameter_axes(model)
-    optimizer = make_optimizer(config.optimizer, config.train.steps, axes)
-    frozen = frozen_parameters(config.optimizer, axes)
+    only = _trained_alone(losses)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, axes, only)
+    frozen = frozen_parameters(config.optimizer, axes, only)
     averages = bool(config.optimizer.ema)
     layout = state_layout(model, optimizer, mesh, config.mesh.rules, averages)
     if counts is not None:

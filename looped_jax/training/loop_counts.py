@@ -8,7 +8,9 @@ poisson            r ~ max(Poisson(M), 1) (Parcae, arXiv 2604.12946)
 uniform            r ~ U{1 .. 2 M - 1}
 
 Of a curriculum of W steps, M is, in step s (from 0), max(1, ceil(M s / W)) or, `one_minus_sqrt`,
-max(1, ceil(M (1 - sqrt(1 - s / W)))) (McLeish et al. 2025, arXiv 2511.07384, and its code).
+max(1, ceil(M (1 - sqrt(1 - s / W)))) (McLeish et al. 2025, arXiv 2511.07384, and its code, which
+with it lets gradients through min(8, M) loops, M being the step's: not here, where m is one number,
+config.counts.gradient_loops).
 """
 
 import dataclasses
@@ -23,11 +25,11 @@ from ml_collections import ConfigDict
 from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
+from looped_jax.training.count_bounds import DEVIATION, RARE, bound, reached, share_of_at_least
 
 Array = jax.Array
 # Folded into a step's key: no part of a batch has this number.
 _STREAM = 1 << 30
-_DEVIATION = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +75,25 @@ class LoopCounts:
                 f"config.counts.distribution={counts.distribution!r} has no bound: say "
                 "config.counts.gradient_loops, through how many gradients go, or counts.most"
             )
-        largest = counts.most or (0 if drawn else made.loops)
-        if largest and counts.gradient_loops > largest:
+        made._check_gradient_loops()
+        return made
+
+    def _check_gradient_loops(self) -> None:
+        """UserError where gradients are to go through more loops than there are: each step makes
+        room for so many, and computes them whether they are drawn or not."""
+        known = [count for count in (self.most, bound(self.distribution, self.loops)) if count]
+        if known and self.gradient_loops > min(known):
             raise UserError(
-                f"config.counts.gradient_loops={counts.gradient_loops} is more than the {largest} "
+                f"config.counts.gradient_loops={self.gradient_loops} is more than the {min(known)} "
                 "loops that there are at most"
             )
-        return made
+        usual = reached(self.distribution, self.loops)
+        if self.gradient_loops > usual:
+            raise UserError(
+                f"config.counts.gradient_loops={self.gradient_loops} is more than the {usual} "
+                f"loops that fewer than 1 in {1 / RARE:,.0f} draws reach "
+                f"(distribution={self.distribution!r}, mean {self.loops})"
+            )
 
     def check(self, model: ModelConfig, has_per_loop: bool) -> None:
         """UserError where a model that has parameters per loop cannot have such counts."""
@@ -97,21 +111,45 @@ class LoopCounts:
                 "parameters per loop (config.loop.beyond_trained='refuse'); "
                 f"counts.most={self.loops} bounds them"
             )
+        if self.curriculum != "none":
+            return  # The first steps make few loops, and the last ones all.
+        # The first loop is among the last m of those that have at most m.
+        m, drawn = self.with_gradient_at_most, self.distribution != "fixed"
+        if m == self.most or 1 - share_of_at_least(self.distribution, self.loops, m + 1) >= RARE:
+            return
+        often = f"in fewer than 1 in {1 / RARE:,.0f} steps" if drawn else "in no step"
+        raise UserError(
+            f"config.counts.gradient_loops={m}: the first loop's own parameters (per loop) would "
+            f"have gradients {often}, those with at most {m} loops (distribution="
+            f"{self.distribution!r}, {'mean ' if drawn else ''}{self.loops}); let gradients "
+            "through more loops"
+        )
 
     @property
     def with_gradient_at_most(self) -> int:
-        """m, as ModelConfig.gradient_loops; for counts that only rise the plan's number."""
-        at_most = self.gradient_loops or self.most
-        return at_most or (self.loops if self.distribution == "fixed" else 0)
+        """m, as ModelConfig.gradient_loops; 0 where nothing bounds the counts."""
+        if self.gradient_loops:
+            return self.gradient_loops
+        largest = bound(self.distribution, self.loops) or self.most
+        return min(largest, self.most or largest)
 
     def mean(self, step: Array) -> Array:
         """M of an update, float32; ``step`` counts from 0."""
         if self.curriculum == "none":
             return jnp.asarray(self.loops, jnp.float32)
-        progress = jnp.minimum(step / self.curriculum_steps, 1.0)
-        if self.curriculum == "one_minus_sqrt":
-            progress = 1.0 - jnp.sqrt(1.0 - progress)
-        return jnp.maximum(jnp.ceil(self.loops * progress), 1.0)
+        # Counted, not computed: float32 rounds M s / W to either side of a whole number.
+        above_J = np.array(self._last_steps(), np.int32)
+        return 1.0 + jnp.sum(step > above_J, dtype=jnp.float32)
+
+    def _last_steps(self) -> list[int]:
+        """Of 1, …, loops - 1, the last step of a curriculum whose mean is no more: ceil(x) > j for
+        x > j, solved for s in whole numbers. Later ones than int32 has are never passed."""
+        loops, steps = self.loops, self.curriculum_steps
+        if self.curriculum == "linear":
+            found = [j * steps // loops for j in range(1, loops)]
+        else:
+            found = [steps * (loops**2 - (loops - j) ** 2) // loops**2 for j in range(1, loops)]
+        return [min(step, np.iinfo(np.int32).max) for step in found]
 
     def __call__(self, key: Array, step: Array, rows: int) -> Array:
         """int32 [rows]; ``key`` is the step's own, which follows from seed and step."""
@@ -131,8 +169,8 @@ class LoopCounts:
         if self.distribution == "poisson":
             return jnp.maximum(jax.random.poisson(key, mean), 1)
         normal, poisson = jax.random.split(key)
-        middle = jnp.log(mean) - _DEVIATION**2 / 2
-        rate = jnp.exp(middle + _DEVIATION * jax.random.normal(normal))
+        middle = jnp.log(mean) - DEVIATION**2 / 2
+        rate = jnp.exp(middle + DEVIATION * jax.random.normal(normal))
         return jax.random.poisson(poisson, rate) + 1
 
     def made(self, loops_B: Array, parts: int = 1) -> dict[str, Array]:

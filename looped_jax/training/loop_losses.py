@@ -6,13 +6,17 @@ there, of the gate's lambda_t (models/loops/gate.py); L loops. Of each token, av
 weighted  sum_t w_t CE_t
 expected  sum_t p_t CE_t - beta H(p), H being the entropy (Ouro's stage I, arXiv 2510.25741, section
           3: the evidence bound with a uniform prior, up to a constant)
-gate      for the gate alone, the rest being frozen (Ouro's stage II): with w_t near 1 where loop t
-          gained, w_t = sigmoid(50 (max(0, CE_{t-1} - CE_t) - 0.005)), it is
+gate      for the gate alone; nothing else is trained, whatever config.optimizer.frozen says (Ouro's
+          stage II): with w_t near 1 where loop t gained,
+          w_t = sigmoid(50 (max(0, CE_{t-1} - CE_t) - 0.005)), it is
           -1/L sum_{t=2..L} w_t log(1 - lambda_t) + (1 - w_t) log lambda_t
 ponder    sum_t p_t CE_t + beta KL(p || g), g_t proportional to a (1 - a)^(t - 1) (PonderNet, arXiv
           2107.05407)
 act       CE of the mixed states + beta (loops + remainder) (models/loops/act.py)
 shortcut  CE_L, and of a trajectory of fewer loops its CE and its distance (training/shortcut.py)
+
+beta is config.loop_loss.beta, whose default, 0.05, is for `expected`; the two baselines, `ponder`
+and `act`, are published with 0.01: set it.
 
 Only CE_t and the gates are kept of a loop, float32 [L, B, T].
 """
@@ -107,6 +111,12 @@ class LoopLosses:
     def looks(self) -> bool:
         """Whether it has a cross-entropy of every loop."""
         return self.kind not in ("act", "shortcut")
+
+    @property
+    def trains_only(self) -> str:
+        """The pattern of the parameters that it trains (training/parameter_groups.py); empty: all.
+        The gate's logit has a gradient in the stream, too."""
+        return f"segment_{self.segment}/gate" if self.kind == "gate" else ""
 
     @property
     def has_short_trajectory(self) -> bool:

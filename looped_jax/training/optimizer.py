@@ -60,9 +60,11 @@ def layer_by_layer(
     return optax.GradientTransformation(init, update)
 
 
-def make_optimizer(optimizer: ConfigDict, steps: int, axes: Any) -> optax.GradientTransformation:
+def make_optimizer(
+    optimizer: ConfigDict, steps: int, axes: Any, only: str = ""
+) -> optax.GradientTransformation:
     """The transformation that config.optimizer describes, for a run of ``steps`` updates of
-    parameters with these logical axes.
+    parameters with these logical axes; ``only``: as in frozen_parameters.
 
     Adafactor (Shazeer and Stern 2018) as the paper uses it: an explicit schedule, steps relative
     to the size of each parameter, no momentum. Statistics, clipping and size are those of one
@@ -72,7 +74,7 @@ def make_optimizer(optimizer: ConfigDict, steps: int, axes: Any) -> optax.Gradie
     parameters that chooses none.
     """
     rates = _rates(optimizer, axes)
-    frozen = frozen_parameters(optimizer, axes)
+    frozen = frozen_parameters(optimizer, axes, only)
     if frozen is None:
         return _of_trained(optimizer, steps, axes, rates)
 

@@ -79,14 +79,18 @@ def group_rates(optimizer: ConfigDict, axes: Any) -> Any:
     )
 
 
-def frozen_parameters(optimizer: ConfigDict, axes: Any) -> Any:
-    """True for each parameter that is not trained; None if all are.
+def frozen_parameters(optimizer: ConfigDict, axes: Any, only: str = "") -> Any:
+    """True for each parameter that is not trained; None if all are. ``only``: a pattern; what it
+    does not choose is not trained either.
 
     UserError as ``first_match``, and where nothing is left to train.
     """
-    if not optimizer.frozen:
+    if not optimizer.frozen and not only:
         return None
-    found = jax.tree.map(lambda number: number >= 0, first_match("frozen", optimizer.frozen, axes))
+    found = map_parameters(lambda path, _: bool(only) and not matches(path, only), axes)
+    if optimizer.frozen:
+        numbers = first_match("frozen", optimizer.frozen, axes)
+        found = jax.tree.map(lambda other, number: other or number >= 0, found, numbers)
     if all(jax.tree.leaves(found)):
         raise UserError(
             f"config.optimizer.frozen={optimizer.frozen!r} is every parameter: nothing is trained"

@@ -15,6 +15,7 @@ from looped_jax.data.documents import Document, Turn
 from looped_jax.data.text import pack_in_memory
 from looped_jax.data.vocabulary import Bytes
 from looped_jax.evaluation.held_out import Evaluator, HeldOut, row_sums
+from looped_jax.inference.policy import EXACT
 from looped_jax.models.loops.segment import Wanted
 from looped_jax.models.transformer import batch_forward
 from looped_jax.parallel.mesh import make_mesh
@@ -138,7 +139,7 @@ def test_watching_costs_next_to_nothing() -> None:
         params = init(model)
         for watch in (False, True):
             step = jax.jit(
-                lambda p, b, model=model, watch=watch: row_sums(model, p, b, None, 1, None, watch)
+                lambda p, b, model=model, watch=watch: row_sums(model, p, b, None, 1, EXACT, watch)
             )
             made = step.lower(params, rows).compile()
             memory = made.memory_analysis().temp_size_in_bytes

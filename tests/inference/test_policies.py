@@ -306,6 +306,12 @@ def test_kinds_of_loops_leave_as_they_end(loop: tuple, loops: int) -> None:
         ("1x4", "last", "cdf:1.5", "the threshold must be above 0 and at most 1"),
         ("1x4", "last", "kl:nan", "the threshold must be above 0"),
         ("1x4", "last", "cdf:0.5", "exit=cdf:0.5 asks a gate; the model has none"),
+        (
+            "1x4",
+            "last",
+            "kl:0.01:5",
+            "exit=kl:0.01:5 is for at least 5 loops; there are 4 (--loops)",
+        ),
         ("2x1", "per_loop", "kl:1", "exit=kl:1: plan 2x1 has no looped segment"),
         ("1x2,1x2", "per_loop", "kl:1", "plan 1x2,1x2 has 2 looped segments; an exit needs one"),
     ],
@@ -315,6 +321,13 @@ def test_what_cannot_be_is_refused(plan: str, cache: str, exit: str, message: st
         Policy.parse(cache, exit).check(small_model(plan).config, None)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_an_exits_least_loops_are_those_asked_for_at_most() -> None:
+    policy = Policy.parse("last", "kl:0.01:5")
+    policy.check(small_model("1x4").config, 5)
+    with pytest.raises(UserError, match="at least 5 loops; there are 3"):
+        policy.check(small_model("1x8").config, 3)
 
 
 def test_tokens_that_halt_by_themselves_take_no_other_exit() -> None:

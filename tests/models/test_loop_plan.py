@@ -35,6 +35,7 @@ def test_effective_depth_counts_every_pass_and_distinct_layers_every_weight(
         ("4x1,", "segment 2: ''"),
         ("0x2", "at least one layer and one loop"),
         ("2x0", "at least one layer and one loop"),
+        ("1x1,1x1000001", "segment 2: '1x1000001' has more than 1,000,000 loops"),
         ("-1x2", "'-1x2'"),
         ("1.5x2", "'1.5x2'"),
     ],
@@ -53,3 +54,7 @@ def test_loops_can_be_changed_only_where_something_loops() -> None:
         LoopPlan.parse("24x1").with_loops(2)
     with pytest.raises(UserError, match="at least 1"):
         plan.with_loops(0)
+    for many in (1_000_001, 3_000_000_000, 100_000_000_000):
+        with pytest.raises(UserError, match=f"loops={many} is more than 1,000,000; say fewer"):
+            plan.with_loops(many)
+    assert str(plan.with_loops(1_000_000)) == "4x1,4x1000000,4x1"

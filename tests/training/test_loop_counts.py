@@ -1,6 +1,8 @@
 """Loop counts of training steps: their distributions, that they follow from seed, step and row, and
 what is refused."""
 
+import math
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -8,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import small_config
+from hypothesis import given
+from hypothesis import strategies as st
 
 from looped_jax.data.pipeline import train_batches
 from looped_jax.errors import UserError
 from looped_jax.models.loops.base import Counts, LoopState
 from looped_jax.models.loops.counted import counted_loops
 from looped_jax.parallel.mesh import put_batch
+from looped_jax.training.count_bounds import reached, share_of_at_least
 from looped_jax.training.job import jitted_train_step, make_job
 from looped_jax.training.loop_counts import LoopCounts, mean_counts
 from looped_jax.training.state import init_state
@@ -66,6 +71,57 @@ def test_a_step_has_one_count_and_a_row_its_own() -> None:
 def test_no_more_loops_are_drawn_than_the_bound() -> None:
     found = drawn(counts_of(distribution="lognormal_poisson", most=10), 500)
     assert found.max() == 10
+
+
+def test_what_has_a_bound_by_itself_needs_no_other() -> None:
+    counts = counts_of(distribution="uniform")
+    assert counts.with_gradient_at_most == 15
+    assert drawn(counts).max() == 15
+    assert counts_of(distribution="uniform", most=99).with_gradient_at_most == 15
+    assert counts_of(distribution="uniform", most=5).with_gradient_at_most == 5
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "poisson", "lognormal_poisson"])
+def test_how_often_many_loops_are_drawn_is_what_draws_say(distribution: str) -> None:
+    found = drawn(counts_of(distribution=distribution, gradient_loops=1), 20_000)
+    for count in (1, 2, 5, 8, 12, 15):
+        share = share_of_at_least(distribution, 8, count)
+        assert np.mean(found >= count) == pytest.approx(share, abs=0.01)
+    most = reached(distribution, 8)
+    assert np.mean(found > most) < 0.002
+    if distribution != "uniform":
+        assert share_of_at_least(distribution, 8, most) < 1e-3
+        assert share_of_at_least(distribution, 8, most - 1) >= 1e-3
+
+
+@given(st.sampled_from(["poisson", "lognormal_poisson"]), st.integers(1, 10**6))
+def test_the_count_that_few_draws_reach_is_above_the_mean_and_not_far(
+    distribution: str, mean: int
+) -> None:
+    assert mean < reached(distribution, mean) < 8 * mean + 10
+
+
+@given(st.integers(1, 64), st.integers(1, 3000), st.sampled_from(["linear", "one_minus_sqrt"]))
+def test_a_curriculum_is_exact_at_every_step(loops: int, steps: int, curriculum: str) -> None:
+    counts = LoopCounts(loops, "fixed", "step", 0, 0, curriculum, steps)
+    asked = sorted({*range(0, steps + 2, max(1, steps // 40)), steps - 1, steps})
+    found = jax.vmap(counts.mean)(jnp.asarray(asked, jnp.int32))
+    for step, mean in zip(asked, found.tolist(), strict=True):
+        step = min(step, steps)
+        if curriculum == "linear":
+            exact = math.ceil(Fraction(loops * step, steps))
+        else:  # The least whole j with j >= M (1 - sqrt(1 - s / W)).
+            rest = Fraction(steps - step, steps)
+            exact = next(j for j in range(loops + 1) if Fraction(loops - j, loops) ** 2 <= rest)
+        assert mean == max(1, exact)
+
+
+def test_a_curriculum_compiled_is_not_above_its_exact_steps() -> None:
+    counts = counts_of("1x32", curriculum="linear", curriculum_steps=1000)
+    found = jax.jit(jax.vmap(counts.mean))(jnp.asarray([375, 376, 750, 875]))
+    assert found.tolist() == [12, 13, 24, 28]
+    endless = counts_of("1x32", curriculum="linear", curriculum_steps=10**12)
+    assert jax.jit(endless.mean)(jnp.asarray(2**31 - 1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -178,6 +234,14 @@ def test_accumulated_parts_have_the_counts_of_their_rows() -> None:
         (dict(distribution="poisson"), "'poisson' has no bound: say config.counts.gradient_loops"),
         (dict(gradient_loops=9), "gradient_loops=9 is more than the 8 loops"),
         (dict(distribution="uniform", most=5, gradient_loops=6), "more than the 5 loops"),
+        (dict(distribution="uniform", gradient_loops=16), "more than the 15 loops"),
+        (dict(distribution="uniform", most=99, gradient_loops=16), "more than the 15 loops"),
+        (
+            dict(distribution="poisson", gradient_loops=100),
+            r"=100 is more than the 19 loops that fewer than 1 in 1,000 draws reach "
+            r"\(distribution='poisson', mean 8\)",
+        ),
+        (dict(distribution="lognormal_poisson", most=500, gradient_loops=400), "1 in 1,000 draws"),
         (dict(curriculum="linear"), "go together"),
         (dict(curriculum_steps=10, gradient_loops=1), "go together"),
         (dict(by="row", gradient_loops=1), "by='row' is for numbers that are drawn"),
@@ -203,3 +267,37 @@ def test_counts_that_parameters_per_loop_do_not_allow_are_refused(
     config = small_config(model__plan="1x3", loop__per_loop="embedding", **drawn, **fields)
     with pytest.raises(UserError, match=said):
         make_job(config)
+
+
+@pytest.mark.parametrize("per_loop", ["embedding", "lora"])
+@pytest.mark.parametrize(
+    ("plan", "fields", "often"),
+    [
+        ("1x3", dict(gradient_loops=2), r"in no step, .*\(distribution='fixed', 3\)"),
+        ("1x3", dict(gradient_loops=3), ""),
+        ("1x3", dict(gradient_loops=1, curriculum="linear", curriculum_steps=9), ""),
+        ("1x3", dict(distribution="poisson", gradient_loops=1), ""),
+        ("1x40", dict(distribution="poisson", gradient_loops=4), "in fewer than 1 in 1,000 steps"),
+        ("1x40", dict(distribution="poisson", gradient_loops=4, most=4), ""),
+        ("1x40", dict(distribution="uniform", gradient_loops=4), ""),
+    ],
+)
+def test_parameters_of_a_loop_that_would_never_learn_are_refused(
+    per_loop: str, plan: str, fields: dict[str, Any], often: str
+) -> None:
+    keys = {f"counts__{name}": value for name, value in fields.items()}
+    config = small_config(model__plan=plan, loop__per_loop=per_loop, **keys)
+    if often:
+        with pytest.raises(UserError, match=often):
+            make_job(config)
+    else:
+        make_job(config)
+
+
+@pytest.mark.parametrize("lanes", ["hyper", "hyperloop"])
+def test_lanes_are_trained_by_full_backpropagation_only(lanes: str) -> None:
+    config = dict(model__plan="1x3", loop__lanes=lanes)
+    for fields in (dict(), dict(counts__distribution="poisson")):
+        with pytest.raises(UserError, match=r"full backpropagation only.*gradient_loops=0, not 1"):
+            make_job(small_config(**config, **fields, counts__gradient_loops=1))
+    make_job(small_config(**config, counts__distribution="poisson", counts__most=3))

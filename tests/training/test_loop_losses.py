@@ -193,7 +193,6 @@ def test_memory_of_losses_of_every_loop_does_not_grow_with_loops_times_width() -
 
 STAGE_TWO = dict(
     model__plan="1x1,1x3",
-    optimizer__frozen=("embed", "segment_*/layers", "final_norm"),
     mesh__data=1,
     train__start_from="run/checkpoints/1",
 )
@@ -216,8 +215,22 @@ def test_stage_two_trains_the_gate_alone_with_forward_passes_alone() -> None:
     jax.tree.map(np.testing.assert_array_equal, state.params, before)
     found = cost(program.as_text()).flops
     assert found == pytest.approx(job.mean_step_flops, rel=0.02)
-    whole = make_job(small_config(**{**STAGE_TWO, **options("gate"), "optimizer__frozen": ()}))
+    whole = make_job(small_config(**STAGE_TWO, **options("expected")))
     assert found < 0.45 * whole.mean_step_flops
+
+
+def test_stage_two_freezes_more_if_it_is_told_to_and_never_all() -> None:
+    frozen = dict(optimizer__frozen=("embed", "segment_1/gate/bias"))
+    job = make_job(small_config(**STAGE_TWO, **options("gate"), **frozen))
+    trained = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, held in jax.tree_util.tree_leaves_with_path(job.frozen)
+        if not held
+    ]
+    assert trained == ["segment_1/gate/weight"]
+    with pytest.raises(UserError, match="is every parameter: nothing is trained"):
+        nothing = dict(optimizer__frozen=("segment_1/gate",))
+        make_job(small_config(**STAGE_TWO, **options("gate"), **nothing))
 
 
 def test_a_gate_alone_is_not_trained_on_a_model_that_nobody_has_trained() -> None:

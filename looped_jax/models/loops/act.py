@@ -8,7 +8,8 @@ its state is copied from there on. What leaves the loops is sum_{t<N} p_t h_t + 
 remainder R = 1 - sum_{t<N} p_t. It emits N + R so far, the time that config.loop_loss.kind = act
 makes short.
 
-A baseline: looped language models trained so tend to halt after one loop.
+Published with config.loop_loss.beta = 0.01, which is not the default. A baseline: looped language
+models trained so tend to halt after one loop.
 """
 
 from typing import Any

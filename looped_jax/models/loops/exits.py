@@ -64,13 +64,19 @@ class ExitRule:
     def __str__(self) -> str:
         return f"{self.name}:{self.threshold:g}" + (f":{self.least}" if self.least > 1 else "")
 
-    def check(self, config: ModelConfig) -> None:
-        """UserError unless exactly one segment is looped, has a gate if the rule is its, and does
-        not halt tokens by itself."""
+    def check(self, config: ModelConfig, loops: int | None = None) -> None:
+        """UserError unless exactly one segment is looped, as often as the rule asks at least, has a
+        gate if the rule is its, and does not halt tokens by itself. ``loops``: in place of the
+        plan's."""
         looped = len(config.plan.looped)
         if looped != 1:
             count = "no looped segment" if not looped else f"{looped} looped segments"
             raise UserError(f"exit={self}: plan {config.plan} has {count}; an exit needs one")
+        there = config.plan.segments[config.plan.looped[0]].loops if loops is None else loops
+        if self.least > there:
+            raise UserError(
+                f"exit={self} is for at least {self.least} loops; there are {there} (--loops)"
+            )
         if "nest" in dict(config.loop):
             raise UserError(f"exit={self}: with config.loop.nest most loops end a state not read")
         if "routing" in dict(config.loop):
