@@ -87,7 +87,9 @@ def test_an_experiment_builds_and_validates(spec: str, pile_dir: str) -> None:
 
 
 def test_every_experiment_file_is_built_by_these_tests() -> None:
-    assert {path.name for path in FILES} == {spec.partition(":")[0] for spec in SPECS}
+    # What goes on from a run is built where there is one: tests/interop/test_retrofit.py.
+    built = {spec.partition(":")[0] for spec in SPECS} | {"retrofit.py"}
+    assert {path.name for path in FILES} == built
 
 
 def test_the_paper_hyperparameters_of_the_synthetic_experiments() -> None:

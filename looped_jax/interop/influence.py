@@ -45,7 +45,7 @@ def block_influence(
         tokens = jnp.sum(token_BT)
         return jnp.stack(
             [
-                1 - jnp.sum(optax.cosine_similarity(before, after, 1e-6) * token_BT) / tokens
+                1 - jnp.sum(optax.cosine_similarity(before, after) * token_BT) / tokens
                 for before, after in itertools.pairwise(streams)
             ]
         )
