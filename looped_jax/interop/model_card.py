@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from looped_jax.data.pieces import Vocabulary
 from looped_jax.evaluation.metric_table import Metric
 from looped_jax.interop.weights import Tensors
 from looped_jax.models.config import ModelConfig
@@ -54,7 +55,12 @@ def model_card(run: OpenRun, config: ModelConfig, layout: str, tensors: Tensors)
         "## Evaluations\n\n" + evaluations(run),
         f"## How to load it\n\n{LOADING[layout]}",
     ]
-    if layout != "gguf":
+    if not isinstance(run.job.data.vocabulary, Vocabulary):
+        parts.append(
+            "Its tokens are a synthetic task's, for which there is no tokenizer: ids as "
+            "`python -m looped_jax.tasks` draws them and the run's vocabulary numbers them."
+        )
+    elif layout != "gguf":
         foreign = layout in ("shared", "ouro")
         arguments = ", trust_remote_code=True" if foreign else ""
         parts.append(TRANSFORMERS.format(arguments=arguments))
