@@ -52,10 +52,10 @@ def assert_same_bits(ours: Any, there: Any) -> None:
         assert a.shape == b.shape and a.tobytes() == b.tobytes(), path
 
 
-def read_back(folder: pathlib.Path, run: OpenRun) -> Any:
+def read_back(folder: pathlib.Path, run: OpenRun, layout: str = "unrolled") -> Any:
     """Parameters of an exported folder as retrofit reads them, which makes a run of them."""
     config = run.job.model.config
-    places = layout_of("unrolled", config).own_layers or ()
+    places = layout_of(layout, config).own_layers or ()
     with open_folder(epath.Path(folder)) as source:
         return exact(epath.Path(folder), imported(source, config, [(i,) for i in places]))
 
@@ -158,6 +158,19 @@ def test_prelude_coda_biases_and_odd_widths_come_back_bit_for_bit(tmp_path: path
         # sqrt(24) is no power of two: of some numbers the last bit would be another one.
         assert len(lost["embed/embedding@"]) > 5 * 24
     assert_same_bits(run.parameters(), read_back(tmp_path, run))
+
+
+def test_ouro_comes_back_bit_for_bit_and_without_a_gate_never_exits(tmp_path: pathlib.Path) -> None:
+    norms = {"loop__norms": "branch", "loop__last_norm": "every_loop"}
+    gated = exported(tmp_path / "gated", "ouro", **UNTIED, **norms, loop__gate="linear")
+    assert_same_bits(gated.parameters(), read_back(tmp_path / "gated", gated, "ouro"))
+    exported(tmp_path / "out", "ouro", **norms)
+    described = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (described["num_hidden_layers"], described["total_ut_steps"]) == (2, 3)
+    assert described["tie_word_embeddings"] is False
+    tensors = load_file(tmp_path / "out" / WEIGHTS)
+    assert not tensors["model.early_exit_gate.weight"].any()
+    assert tensors["model.early_exit_gate.bias"] == [-30.0]
 
 
 def test_lost_bits_of_other_weights_are_not_put_into_changed_ones(
