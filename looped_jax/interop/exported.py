@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -96,6 +97,7 @@ def _write_folder(
     tensors: Tensors,
     vocabulary: Any,
 ) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     described["tie_word_embeddings"] = "lm_head.weight" not in tensors
@@ -108,7 +110,12 @@ def _write_folder(
     _json(folder / CONFIG, described)
     if layout == "shared":
         shutil.copy(shared.CODE, folder / shared.CODE.name)
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    try:
+        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:  # A full disk, for one.
+        raise OSError(str(error)) from error
+    # That package lets none but the owner read it; who serves a model may be another.
+    os.chmod(folder / WEIGHTS, os.stat(folder / CONFIG).st_mode)
 
 
 def _json(path: epath.Path, content: dict[str, Any]) -> None:

@@ -13,7 +13,10 @@ from etils import epath
 from looped_jax.data.own_ids import FILE
 from looped_jax.data.rows import BOS, EOS, PAD
 from looped_jax.errors import UserError, from_extra
+from looped_jax.interop import llama
 from looped_jax.interop.source import Source
+from looped_jax.interop.weights import refuse_all_but
+from looped_jax.models.config import ModelConfig
 
 ENDS = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -31,6 +34,13 @@ LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+
+
+def check(config: ModelConfig) -> None:
+    """UserError for what llama.cpp's Llama does not have."""
+    llama.check(config, "gguf")
+    wanted = {"mlp": ("swiglu",), "qk_norm": (False,)}
+    refuse_all_but("gguf", config, wanted, {"per_loop": ("lora",)})
 
 
 def gguf_name(name: str) -> str:
@@ -64,12 +74,10 @@ def _heads(name: str, described: Mapping[str, Any]) -> int:
 def write_gguf(
     path: epath.Path, described: Mapping[str, Any], tensors: Mapping[str, np.ndarray], folder: Any
 ) -> None:
-    """Writes a Llama, described as in its config.json, with the tokenizer whose tokenizer.json is
-    in ``folder``. UserError for what llama.cpp's Llama does not have."""
+    """Writes a Llama that `check` lets through, described as in its config.json, with the tokenizer
+    whose tokenizer.json is in ``folder``. UserError for a tokenizer that is not one of bytes."""
     import gguf
 
-    if described["hidden_act"] != "silu":
-        raise UserError("--layout=gguf cannot express config.model.mlp other than 'swiglu'")
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(described["max_position_embeddings"])
     writer.add_embedding_length(described["hidden_size"])

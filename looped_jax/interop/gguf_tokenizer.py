@@ -181,6 +181,8 @@ def _byte_level(found: _Fields, pieces: list[str], types: list[int]) -> dict[str
             f"{', '.join(_RULES)}: take the tokenizer.json of the model that it was made from"
         )
     merges = [tuple(merge.split(" ")) for merge in found.each("merges", None)]
+    if len(merges) == 1 and "".join(merges[0]) not in pieces:
+        merges = []  # There for readers that want one (gguf_file.py): it makes no token.
     return _description(
         bpe(_in_model(pieces, types), merges, ignore_merges=rule in _WHOLE_WORDS),
         *(pieces, types),

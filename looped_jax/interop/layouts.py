@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from looped_jax.interop import dory, gpt2, hrm_text, llama, ouro, shared, starcoder2
+from looped_jax.interop import dory, gguf_file, gpt2, hrm_text, llama, ouro, shared, starcoder2
 from looped_jax.interop.weights import Tensors
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.loop_plan import LoopPlan
@@ -38,7 +38,8 @@ def layout_of(name: str, config: ModelConfig) -> Layout:
         "ouro": ouro,
     }
     kind = kinds[name]
-    layout = Layout(kind.check, kind.describe, kind.tensors)
+    check = gguf_file.check if name == "gguf" else kind.check
+    layout = Layout(check, kind.describe, kind.tensors)
     layout.check(config)
     is_read = (name, kind) in (("unrolled", llama), ("ouro", ouro))
     if is_read and "per_loop" not in dict(config.loop):

@@ -68,13 +68,17 @@ def retrofit(
     tokenizer: str = "",
     overrides: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Makes the run and returns what retrofit.json says. An empty ``plan`` is the source's own.
+    """Makes the run and returns what retrofit.json says. An empty ``plan`` is the source's own, of
+    a folder that looped_jax.export wrote the plan of its run.
 
     UserError for a source that cannot be read, a plan that it cannot fill, and a tokenizer that
     does not match; RunError where ``out`` cannot be written. It is there whole or not at all.
     """
     with open_source(path) as (source, reader), whole_folder(out) as folder:
         form, depth = reader_of(source), int(source.said("num_hidden_layers"))
+        origin = _own_origin(path)
+        if not plan and origin:
+            plan = origin["plan"]
         plan = plan or (form.plan(source) if hasattr(form, "plan") else f"{depth}x1")
         _copy_tokenizer(path, reader, tokenizer, folder / TOKENIZER)
         config = _config(source, form, plan, f"{OWN}{folder / TOKENIZER}", overrides or {})
@@ -91,7 +95,6 @@ def retrofit(
             measured[:] = block_influence(source, job.model.config, depth, _rows(job))
             return measured
 
-        origin = _own_origin(path)
         if origin and origin["plan"] == str(job.model.config.plan):
             rule, places = "its own export", first_loops(job.model.config.plan)
             if origin["layout"] == "ouro":
@@ -103,7 +106,7 @@ def retrofit(
             fresh = jitted_init(job.model, job.optimizer, config.seed, job.layout)().params
         params = start(source, job.model.config, depth, choice, jax.device_get(fresh))
         if rule == "its own export":
-            params = _exact(path, params)
+            params = exact(path, params)
         record = {
             "source": str(path),
             "files": source.identity,
@@ -165,15 +168,17 @@ def _rows(job: Job) -> dict[str, np.ndarray]:
 
 
 def _own_origin(path: epath.Path) -> dict[str, Any] | None:
-    """What looped_jax.export wrote of a folder, if it did."""
+    """What looped_jax.export wrote of a folder, if it did and the layers of a loop are the same in
+    all of its loops there: where LoRA was added to them they are as many different ones."""
     if not (path / ORIGIN).exists():
         return None
     origin: dict[str, Any] = json.loads((path / ORIGIN).read_text())
-    return origin
+    return origin if origin["config"]["loop"]["per_loop"] == "none" else None
 
 
-def _exact(path: epath.Path, params: Any) -> Any:
-    """With the bits that the tensors of our own export do not have, if they are still these."""
+def exact(path: epath.Path, params: Any) -> Any:
+    """The parameters read from the folder of our own export, with the bits that its tensors do not
+    have; as they are if these are other tensors by now."""
     if not (path / LOST).exists():
         return params
     kept = dict(np.load((path / LOST).as_posix()))
