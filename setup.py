@@ -73,4 +73,8 @@ setup(
     package_data={"looped_jax.assets": ["**/*"]},
     install_requires=CORE,
     extras_require=EXTRAS,
+    # vLLM calls it where both are installed: it then knows what export's --layout=shared writes.
+    entry_points={
+        "vllm.general_plugins": ["looped_jax = looped_jax.interop.remote.vllm_plugin:register"]
+    },
 )

@@ -75,7 +75,8 @@ def write_gguf(
     path: epath.Path, described: Mapping[str, Any], tensors: Mapping[str, np.ndarray], folder: Any
 ) -> None:
     """Writes a Llama that `check` lets through, described as in its config.json, with the tokenizer
-    whose tokenizer.json is in ``folder``. UserError for a tokenizer that is not one of bytes."""
+    whose tokenizer.json is in ``folder``. UserError for a tokenizer that is not one of bytes;
+    OSError where it cannot be written."""
     import gguf
 
     writer = gguf.GGUFWriter(path, "llama")
@@ -96,10 +97,13 @@ def write_gguf(
     for name, tensor in tensors.items():
         heads = _heads(name, described)
         writer.add_tensor(gguf_name(name), neighbours(tensor, heads) if heads else tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    except OSError as error:  # numpy counts what it could not write, and does not say why.
+        raise OSError(error.errno, error.strerror or f"is the disk full? ({error})") from error
 
 
 def _write_tokenizer(writer: Any, tokenizer: Mapping[str, Any]) -> None:
