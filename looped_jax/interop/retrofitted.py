@@ -76,7 +76,7 @@ def retrofit(
     """
     with open_source(path) as (source, reader), whole_folder(out) as folder:
         form, depth = reader_of(source), int(source.said("num_hidden_layers"))
-        origin = _own_origin(path)
+        origin = own_origin(path)
         if not plan and origin:
             plan = origin["plan"]
         plan = plan or (form.plan(source) if hasattr(form, "plan") else f"{depth}x1")
@@ -167,7 +167,7 @@ def _rows(job: Job) -> dict[str, np.ndarray]:
     return sample.rows(np.arange(len(sample.order)))
 
 
-def _own_origin(path: epath.Path) -> dict[str, Any] | None:
+def own_origin(path: epath.Path) -> dict[str, Any] | None:
     """What looped_jax.export wrote of a folder, if it did and the layers of a loop are the same in
     all of its loops there: where LoRA was added to them they are as many different ones."""
     if not (path / ORIGIN).exists():
