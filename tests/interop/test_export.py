@@ -194,6 +194,7 @@ def test_lost_bits_of_other_weights_are_not_put_into_changed_ones(
     table_VD = read_back(tmp_path, run)["embed"]["embedding"]
     np.testing.assert_array_equal(table_VD[:259], tensors["model.embed_tokens.weight"] / 4)
     assert not table_VD[259:].any()
+    assert own_origin(epath.Path(tmp_path)) is None  # Nor are its loops taken for equal layers.
     assert read_back(folder, run)["embed"]["embedding"][259:].any()  # Of the file of lost bits.
 
 
