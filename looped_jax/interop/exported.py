@@ -55,18 +55,21 @@ def export(run: OpenRun, out: epath.Path, layout: str, loops: int | None = None)
                     vocabulary, described["vocab_size"], config.max_length, epath.Path(files)
                 )
                 write_gguf(folder / "model.gguf", described, tensors, epath.Path(files))
+            weights = ""
         else:
             _write_folder(folder, config, layout, described, tensors, vocabulary)
+            weights = sha256(folder / WEIGHTS)
             if form.own_layers is not None:
                 chosen = [(number,) for number in form.own_layers]
                 back = imported(in_memory(described, tensors), config, chosen)
                 if lost := lost_bits(params, back):
-                    known: dict[str, Any] = {"sha256": sha256(folder / WEIGHTS), **lost}
+                    known: dict[str, Any] = {"sha256": weights, **lost}
                     np.savez(folder / LOST, **known)
         origin = {
             "plan": str(config.plan),
             "layout": layout,
             "step": run.step,
+            "weights": weights,
             "checkpoint": run.identity(loops),
             "code": run.meta["code"],
             "numerics_format": run.meta["format"],

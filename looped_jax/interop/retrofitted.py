@@ -76,7 +76,7 @@ def retrofit(
     """
     with open_source(path) as (source, reader), whole_folder(out) as folder:
         form, depth = reader_of(source), int(source.said("num_hidden_layers"))
-        origin = _own_origin(path)
+        origin = own_origin(path)
         if not plan and origin:
             plan = origin["plan"]
         plan = plan or (form.plan(source) if hasattr(form, "plan") else f"{depth}x1")
@@ -167,13 +167,16 @@ def _rows(job: Job) -> dict[str, np.ndarray]:
     return sample.rows(np.arange(len(sample.order)))
 
 
-def _own_origin(path: epath.Path) -> dict[str, Any] | None:
-    """What looped_jax.export wrote of a folder, if it did and the layers of a loop are the same in
-    all of its loops there: where LoRA was added to them they are as many different ones."""
-    if not (path / ORIGIN).exists():
+def own_origin(path: epath.Path) -> dict[str, Any] | None:
+    """What looped_jax.export wrote of a folder, if its weights are still those and a loop's layers
+    are the same in each of its loops there: where LoRA was added to them, or others have trained
+    them since, they are as many different ones."""
+    if not all((path / name).exists() for name in (ORIGIN, WEIGHTS)):
         return None
     origin: dict[str, Any] = json.loads((path / ORIGIN).read_text())
-    return origin if origin["config"]["loop"]["per_loop"] == "none" else None
+    is_plain = origin["config"]["loop"]["per_loop"] == "none"
+    is_same = origin.get("weights") == sha256(path / WEIGHTS)
+    return origin if is_plain and is_same else None
 
 
 def exact(path: epath.Path, params: Any) -> Any:

@@ -27,7 +27,7 @@ from looped_jax.interop.gguf_file import halves, neighbours, open_gguf
 from looped_jax.interop.gguf_tokenizer import write_gguf_tokenizer
 from looped_jax.interop.imported import imported
 from looped_jax.interop.layouts import layout_of
-from looped_jax.interop.retrofitted import exact, retrofit
+from looped_jax.interop.retrofitted import exact, own_origin, retrofit
 from looped_jax.interop.shared import stored_layers
 from looped_jax.interop.source import in_memory, open_folder
 from looped_jax.models.loop_plan import LoopPlan
@@ -151,6 +151,15 @@ def test_a_run_made_of_an_export_has_its_plan_and_its_bits(
     assert_same_bits(run.parameters(), again.parameters())
 
 
+def test_layers_with_lora_in_them_are_not_read_back_as_those_of_a_loop(
+    unrolled: Unrolled, tmp_path: pathlib.Path
+) -> None:
+    exported(tmp_path, "unrolled", loop__per_loop="lora")
+    assert own_origin(epath.Path(tmp_path)) is None
+    origin = own_origin(epath.Path(unrolled[0]))
+    assert origin is not None and (origin["plan"], origin["step"]) == ("2x3", 0)
+
+
 def test_prelude_coda_biases_and_odd_widths_come_back_bit_for_bit(tmp_path: pathlib.Path) -> None:
     width = {"model__d_model": 24, "model__d_ff": 40}
     run = exported(tmp_path, "unrolled", **MIDDLE, **width, **UNTIED)
@@ -185,6 +194,7 @@ def test_lost_bits_of_other_weights_are_not_put_into_changed_ones(
     table_VD = read_back(tmp_path, run)["embed"]["embedding"]
     np.testing.assert_array_equal(table_VD[:259], tensors["model.embed_tokens.weight"] / 4)
     assert not table_VD[259:].any()
+    assert own_origin(epath.Path(tmp_path)) is None  # Nor are its loops taken for equal layers.
     assert read_back(folder, run)["embed"]["embedding"][259:].any()  # Of the file of lost bits.
 
 
