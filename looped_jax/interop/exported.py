@@ -42,6 +42,10 @@ def export(run: OpenRun, out: epath.Path, layout: str, loops: int | None = None)
     config = dataclasses.replace(config, plan=config.plan.with_loops(loops))
     form = layout_of(layout, config)
     vocabulary = run.job.data.vocabulary
+    if layout == "gguf" and not isinstance(vocabulary, Vocabulary):
+        raise UserError(
+            f"--layout=gguf has a tokenizer in it; the task {run.job.config.data.task} has none"
+        )
     with from_extra("hf", f"--layout={layout}"):
         import gguf  # noqa: F401
         import safetensors.numpy  # noqa: F401

@@ -70,15 +70,14 @@ def _add_lora(
     first = sum(s.layers for s in config.plan.segments[:index])
     shapes = layer_shapes(config)[first]
     reader, here = reader_of(source), f"segment_{index}/layers/layer"
-    if any(
-        path.endswith("/bias")
-        or "_norm/" in path.replace("attention_norm", "").replace("mlp_norm", "")
-        for path in shapes
-    ):
+    if config.bias or config.qk_norm:
         raise UserError(
             f"{source.path}: config.loop.per_loop='lora' shares biases and norms of heads between "
             "loops, which this source has of every layer; per_loop='step' can begin as it"
         )
+    for path in flat:
+        if path.startswith(f"{PER_LOOP}/{here}/"):
+            flat[path] = np.array(flat[path])  # To write in.
     read = {number: _folded(reader.read_layer(source, number, shapes)) for number in pool}
     for layer in range(segment.layers):
         shared = _mean([read[number] for number in choice[first + layer]])
@@ -91,14 +90,8 @@ def _add_lora(
                 own = read[pool[loop * segment.layers + layer]][path]
                 a, b = thin(own - array, config.lora_rank, path)
                 place = f"{PER_LOOP}/{here}/{name}"
-                flat[f"{place}/lora_a"] = _with(flat[f"{place}/lora_a"], (loop, layer), a)
-                flat[f"{place}/lora_b"] = _with(flat[f"{place}/lora_b"], (loop, layer), b)
-
-
-def _with(array: np.ndarray, at: tuple[int, int], value: np.ndarray) -> np.ndarray:
-    array = np.array(array)
-    array[at] = value
-    return array
+                flat[f"{place}/lora_a"][loop, layer] = a
+                flat[f"{place}/lora_b"][loop, layer] = b
 
 
 def _folded(layer: Layer) -> Layer:

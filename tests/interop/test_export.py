@@ -280,6 +280,13 @@ def test_a_refused_model_leaves_nothing(tmp_path: pathlib.Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_synthetic_task_has_no_tokenizer_for_a_gguf_file(tmp_path: pathlib.Path) -> None:
+    changes = {"data__task": "addition_n4", "data__vocabulary": "bytes"}
+    with pytest.raises(UserError, match="the task addition_n4 has none"):
+        exported(tmp_path / "out", "gguf", **changes)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_in_use_is_left_alone(tmp_path: pathlib.Path) -> None:
     kept = tmp_path / "out" / "mine"
     kept.parent.mkdir()
