@@ -13,7 +13,7 @@ from typing import Any
 
 from etils import epath
 
-from looped_jax.data.pieces import BYTE_OF_CHARACTER, Vocabulary
+from looped_jax.data.pieces import BYTE_OF_CHARACTER, Vocabulary, ids_before
 from looped_jax.errors import UserError, from_extra
 
 OWN = "own:"
@@ -54,10 +54,9 @@ class OwnIds(Vocabulary):
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True  # As text.
-        plain, whole = (
-            self._tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True)
+        self._before = ids_before(
+            *(self._tokenizer.encode("a", add_special_tokens=add).ids for add in (False, True))
         )
-        self._before = tuple(whole[: whole.index(plain[0])]) if plain else ()
         for token in added:
             there = self._tokenizer.token_to_id(token["content"])
             if there != token["id"]:  # The package counts by itself, whatever the file says.

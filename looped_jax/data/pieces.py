@@ -20,6 +20,13 @@ MAX_PART = 1 << 16
 SPACE_MARK = "▁"
 
 
+def ids_before(alone: Sequence[int], whole: Sequence[int]) -> tuple[int, ...]:
+    """What a tokenizer's own rule puts before a text, of the ids of one ``alone`` and ``whole``."""
+    if not alone or alone[0] not in whole:
+        return ()
+    return tuple(whole[: whole.index(alone[0])])
+
+
 class Vocabulary(abc.ABC):
     """Text <-> ids. Immutable, and made again from ``spec`` in another process."""
 

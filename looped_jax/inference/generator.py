@@ -34,6 +34,15 @@ def bucket(size: int, smallest: int = _SMALLEST) -> int:
     return max(smallest, 1 << (size - 1).bit_length())
 
 
+def check_prompts(prompts: Sequence[Sequence[int]], max_length: int) -> None:
+    """UserError for a prompt that is empty, or longer than a model reads."""
+    for number, prompt in enumerate(prompts):
+        if not 0 < len(prompt) <= max_length:
+            raise UserError(
+                f"prompt {number} has {len(prompt)} tokens; this model reads 1 to {max_length}"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Generated:
     """What followed a prompt: token ids without EOS, whether it ended by itself (EOS or the
@@ -176,12 +185,7 @@ class Generator:
         """
         if self._draft is not None:
             self._draft.check_greedy(sampling.temperature)
-        for number, prompt in enumerate(prompts):
-            if not 0 < len(prompt) <= self.max_length:
-                raise UserError(
-                    f"prompt {number} has {len(prompt)} tokens; this model reads 1 to "
-                    f"{self.max_length}"
-                )
+        check_prompts(prompts, self.max_length)
         results: dict[int, Generated] = {}
         for batch in self._batches([len(prompt) for prompt in prompts]):
             rows = [prompts[i] for i in batch]

@@ -62,8 +62,8 @@ def scored_tokens(
     params: Any,
     tokens_BT: Any,
     targets_BT: Any,
-    length_B: Any = None,
-    context_B: Any = None,
+    length_B: Any,
+    context_B: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """log p of each target, whether it is the likeliest token and, where they differ, the loops
     taken to predict it. Of ``length_B`` tokens of a row the first ``context_B`` are the prompt,

@@ -51,8 +51,8 @@ def export(run: OpenRun, out: epath.Path, layout: str, loops: int | None = None)
         import safetensors.numpy  # noqa: F401
     with whole_folder(out) as folder:
         params = jax.device_get(run.parameters())
-        described = {**form.describe(config), **_common(config)}
         tensors = form.tensors(config, params)
+        described = {**form.describe(config), **_common(config, tensors)}
         if layout == "gguf":
             with tempfile.TemporaryDirectory() as files:
                 write_tokenizer(
@@ -84,12 +84,12 @@ def export(run: OpenRun, out: epath.Path, layout: str, loops: int | None = None)
     return out
 
 
-def _common(config: ModelConfig) -> dict[str, Any]:
+def _common(config: ModelConfig, tensors: Tensors) -> dict[str, Any]:
     """Fields of config.json that all layouts have."""
     return {
         "vocab_size": config.ids_in_use or config.vocab_size,
         "max_position_embeddings": config.max_length,
-        "tie_word_embeddings": config.tied_output,
+        "tie_word_embeddings": "lm_head.weight" not in tensors,
         "dtype": "float32",
         "torch_dtype": "float32",  # The same, for transformers 4.
         "use_cache": True,
@@ -107,7 +107,6 @@ def _write_folder(
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    described["tie_word_embeddings"] = "lm_head.weight" not in tensors
     if isinstance(vocabulary, Vocabulary):
         write_tokenizer(vocabulary, described["vocab_size"], config.max_length, folder)
         # What pads rows is not looked at, whatever it is.

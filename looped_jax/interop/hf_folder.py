@@ -15,6 +15,7 @@ from typing import Any
 from etils import epath
 
 from looped_jax.data.files import sha256
+from looped_jax.data.pieces import ids_before
 from looped_jax.errors import UserError, from_extra
 
 EXTRA = "judges"
@@ -31,8 +32,7 @@ class HfVocabulary:
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
-        plain, whole = list(self.encode("a")), list(tokenizer("a").input_ids)
-        self.before = tuple(whole[: whole.index(plain[0])]) if plain and plain[0] in whole else ()
+        self.before = ids_before(self.encode("a"), list(tokenizer("a").input_ids))
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special ones. UnicodeEncodeError for lone surrogates."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from looped_jax.errors import UserError
-from looped_jax.inference.generator import GREEDY, Generated, Usage
+from looped_jax.inference.generator import GREEDY, Generated, Usage, check_prompts
 from looped_jax.inference.sampling import Sampling
 from looped_jax.interop.hf_folder import HfFolder, read
 
@@ -98,12 +98,8 @@ class HfModel:
         if sampling != GREEDY:
             raise UserError("a model of transformers is asked greedily only: leave out sampling")
         by_room: dict[int, list[int]] = defaultdict(list)
+        check_prompts(prompts, self.max_length)
         for number, prompt in enumerate(prompts):
-            if not 0 < len(prompt) <= self.max_length:
-                raise UserError(
-                    f"prompt {number} has {len(prompt)} tokens; this model reads 1 to "
-                    f"{self.max_length}"
-                )
             # The last token said is not read. Rows of a batch go on for equally long.
             room = min(max_new_tokens, self.max_length - len(prompt) + 1)
             by_room[room].append(number)

@@ -51,15 +51,17 @@ def imported(source: Source, config: ModelConfig, chosen: Sequence[Sequence[int]
         for number in numbers:
             if number not in read:
                 read[number] = reader.read_layer(source, number, own)
-        parts = [read[number] for number in numbers]
-        of_layers.append({path: _mean([part[path] for part in parts]) for path in own})
+        of_layers.append(mean_layer([read[number] for number in numbers]))
     tree = flatten_dict(stacked(config, of_layers), sep="/")
     tree |= flatten_dict(reader.read_ends(source, config), sep="/")
     return unflatten_dict(tree, sep="/")
 
 
-def _mean(arrays: list[np.ndarray]) -> np.ndarray:
-    return arrays[0] if len(arrays) == 1 else np.mean(arrays, axis=0)
+def mean_layer(parts: Sequence[Layer]) -> Layer:
+    """The mean of layers, array by array; one is itself."""
+    if len(parts) == 1:
+        return parts[0]
+    return {path: np.mean([part[path] for part in parts], axis=0) for path in parts[0]}
 
 
 def layer_shapes(config: ModelConfig) -> list[dict[str, tuple[int, ...]]]:

@@ -43,11 +43,13 @@ def layout_of(name: str, config: ModelConfig) -> Layout:
     layout.check(config)
     is_read = (name, kind) in (("unrolled", llama), ("ouro", ouro))
     if is_read and "per_loop" not in dict(config.loop):
-        found = range(config.plan.distinct_layers) if kind is ouro else first_loops(config.plan)
-        layout = layout._replace(own_layers=tuple(found))
+        layout = layout._replace(own_layers=own_layers(name, config.plan))
     return layout
 
 
-def first_loops(plan: LoopPlan) -> list[int]:
-    """Of each distinct layer, the number that its first loop has among all layers."""
-    return sorted(set(shared.stored_layers(plan)))
+def own_layers(name: str, plan: LoopPlan) -> tuple[int, ...]:
+    """The numbers of a plan's distinct layers among the tensors of a layout: one after the other
+    where each is stored once, else those of their first loop among all layers."""
+    if name == "ouro":
+        return tuple(range(plan.distinct_layers))
+    return tuple(sorted(set(shared.stored_layers(plan))))

@@ -2,6 +2,7 @@
 and retrofit.json, which says what was taken from where."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,13 +25,13 @@ from looped_jax.interop.gguf_tokenizer import write_gguf_tokenizer
 from looped_jax.interop.imported import reader_of, restored
 from looped_jax.interop.influence import block_influence
 from looped_jax.interop.layer_choice import Choice, chosen
-from looped_jax.interop.layouts import first_loops
+from looped_jax.interop.layouts import own_layers
 from looped_jax.interop.source import WEIGHTS, Source, open_folder
 from looped_jax.interop.starts import start
 from looped_jax.training.checkpoint import Checkpointer
 from looped_jax.training.identity import code_version
 from looped_jax.training.job import Job, make_job
-from looped_jax.training.state import first_state, jitted_init
+from looped_jax.training.state import first_state, fresh_parameters
 
 TOKENIZER, RECORD = "tokenizer", "retrofit.json"
 MOST_TOKENS = 2048  # Of a row, unless config.data.length says so; RoPE has no bound of its own.
@@ -96,14 +97,13 @@ def retrofit(
             return measured
 
         if origin and origin["plan"] == str(job.model.config.plan):
-            rule, places = "its own export", first_loops(job.model.config.plan)
-            if origin["layout"] == "ouro":
-                places = list(range(depth))
+            rule, places = "its own export", own_layers(origin["layout"], job.model.config.plan)
             choice: Choice = tuple((place,) for place in places)
         else:
             choice = chosen(job.model.config.plan, depth, rule, influence)
         with job.context():
-            fresh = jitted_init(job.model, job.optimizer, config.seed, job.layout)().params
+            make = functools.partial(fresh_parameters, job.model, config.seed)
+            fresh = jax.jit(make, out_shardings=job.layout.shardings.params)()
         params = start(source, job.model.config, depth, choice, jax.device_get(fresh))
         if rule == "its own export":
             params = exact(path, params)

@@ -14,17 +14,16 @@ per_loop=lora      where loops x layers of the looped segment are as many as the
                    matrices behind them, and are 1.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from looped_jax.errors import UserError
-from looped_jax.interop.imported import imported, layer_shapes, reader_of
+from looped_jax.interop.imported import imported, layer_shapes, mean_layer, reader_of
 from looped_jax.interop.layer_choice import Choice, parts_of
 from looped_jax.interop.source import Source
-from looped_jax.interop.weights import Layer
+from looped_jax.interop.weights import Layer, input_axes
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.loops.base import PER_LOOP
 
@@ -80,7 +79,7 @@ def _add_lora(
             flat[path] = np.array(flat[path])  # To write in.
     read = {number: _folded(reader.read_layer(source, number, shapes)) for number in pool}
     for layer in range(segment.layers):
-        shared = _mean([read[number] for number in choice[first + layer]])
+        shared = mean_layer([read[number] for number in choice[first + layer]])
         for path, array in shared.items():
             flat[f"{here}/{path}"][layer] = array
             if not path.endswith("/kernel"):
@@ -106,14 +105,10 @@ def _folded(layer: Layer) -> Layer:
     return layer
 
 
-def _mean(parts: Sequence[Layer]) -> Layer:
-    return {path: np.mean([part[path] for part in parts], axis=0) for path in parts[0]}
-
-
 def thin(difference: np.ndarray, rank: int, path: str) -> tuple[np.ndarray, np.ndarray]:
     """A [in …, rank] and B [rank, out …], the product of which is nearest to ``difference``
     [in …, out …] of all of that rank."""
-    inputs = 2 if path.startswith("attention/output/") else 1
+    inputs = input_axes(path)
     shape = difference.shape
     flat = difference.reshape(int(np.prod(shape[:inputs])), -1)
     u, s, vt = np.linalg.svd(flat, full_matrices=False)

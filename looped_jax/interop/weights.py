@@ -51,7 +51,7 @@ def _added(path: str, own: Mapping[str, np.ndarray]) -> np.ndarray | float:
     return np.tensordot(own[f"{module}/lora_a"], own[f"{module}/lora_b"], axes=1)
 
 
-def _inputs(path: str) -> int:
+def input_axes(path: str) -> int:
     """How many axes of a kernel, [in …, out …], are those of its input."""
     return 2 if path.startswith("attention/output/") else 1
 
@@ -60,7 +60,7 @@ def theirs(path: str, array: np.ndarray) -> np.ndarray:
     """An array of a layer as PyTorch has it: a matrix [out, in], anything else a vector."""
     if not path.endswith("/kernel"):
         return array.reshape(-1)
-    rows = math.prod(array.shape[: _inputs(path)])
+    rows = math.prod(array.shape[: input_axes(path)])
     return np.ascontiguousarray(array.reshape(rows, -1).T)
 
 
@@ -73,7 +73,7 @@ def shape_of_theirs(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of `theirs` of an array of this shape."""
     if not path.endswith("/kernel"):
         return (math.prod(shape),)
-    inputs = _inputs(path)
+    inputs = input_axes(path)
     return math.prod(shape[inputs:]), math.prod(shape[:inputs])
 
 

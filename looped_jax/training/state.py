@@ -64,6 +64,11 @@ def _boxed(model: LoopedTransformer, seed: int) -> Any:
     return parameters(model.init(init_keys(key), jnp.zeros((1, 2), jnp.int32)))
 
 
+def fresh_parameters(model: LoopedTransformer, seed: int) -> Any:
+    """Those that training begins with; they follow from ``seed``."""
+    return nn.unbox(_boxed(model, seed))
+
+
 @functools.lru_cache(maxsize=4)
 def _abstract(model: LoopedTransformer) -> Any:
     """Shapes of its parameters with their logical axis names. Kept, as tracing takes seconds where
@@ -160,7 +165,7 @@ def jitted_init(
     averages = layout.abstract.average is not None
 
     def make() -> TrainState:
-        return first_state(nn.unbox(_boxed(model, seed)), optimizer, averages)
+        return first_state(fresh_parameters(model, seed), optimizer, averages)
 
     return jax.jit(make, out_shardings=layout.shardings)
 
