@@ -130,12 +130,18 @@ def test_generation_stops_before_the_stop_text(model: Any) -> None:
 def test_caches_and_exits_are_the_harness_s_model_arguments(workdir: str, model: Any) -> None:
     from looped_jax.interop.lm_eval_model import LoopedJax
 
-    first = LoopedJax(workdir, batch_size=4, loops=2, cache="last", exit="state:1e9")
+    first = LoopedJax(workdir, batch_size=4, loops=2, exit="state:1e9")
     after_one = LoopedJax(workdir, batch_size=4, loops=1)
     request = Request("und der", " loop ")
     found, expected = (m.loglikelihood([request])[0] for m in (first, after_one))
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
     assert found[0] != pytest.approx(model.loglikelihood([request])[0][0], rel=1e-4)
+    # With a cache that loops share, scores are those of decoding with it (test_forced.py).
+    shared, exact = (
+        LoopedJax(workdir, batch_size=4, loops=2, cache=cache).loglikelihood([request])[0][0]
+        for cache in ("last", "per_loop")
+    )
+    assert shared != pytest.approx(exact, rel=1e-4)
     says = Request("loop", {"until": [], "max_gen_toks": 12})
     drafting = LoopedJax(workdir, batch_size=4, draft="1:3")
     assert drafting.generate_until([says]) == model.generate_until([says])
