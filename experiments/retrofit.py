@@ -4,7 +4,9 @@ The argument is that run; its network and tokenizer are kept. Loops are one at f
 from three quarters of the steps on (1 - sqrt), Muon has a rate of 1e-3, AdamW one of 5e-5 for
 embeddings and norms, and the last 60% of the steps decay: McLeish et al. 2025, arXiv 2511.07384,
 who train 50,000 steps of a million tokens, on general text first, which heals what was cut. These
-400 steps are a laptop's. To keep parts as they are: --config.optimizer.frozen="('embed',)".
+400 steps are a laptop's. The embedding's rate is theirs over sqrt(D): the table is the source's over
+sqrt(D), which the model multiplies by, and an optimizer that goes steps of a given size would move
+it by so much more. To keep parts as they are: --config.optimizer.frozen="('embed',)".
 
     python -m looped_jax.retrofit --source=MODEL --plan=8x1,8x2,8x1 --out=runs/looped
     python -m looped_jax.main --config=experiments/retrofit.py:runs/looped \\
@@ -42,6 +44,7 @@ def get_config(run: str = "") -> ConfigDict:
     config.optimizer.update(
         name="muon", learning_rate=1e-3, muon_adamw_rate=0.05, warmup_steps=20, weight_decay=1e-4
     )
+    config.optimizer.group_rates = (("embed", made.model.d_model**-0.5),)
     config.optimizer.update(schedule="wsd", decay_fraction=0.6, decay_form="linear")
     config.train.update(
         steps=steps, batch_size=4, log_every=10, start_from=f"{folder}/checkpoints/0"

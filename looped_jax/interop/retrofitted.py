@@ -75,6 +75,7 @@ def retrofit(
     UserError for a source that cannot be read, a plan that it cannot fill, and a tokenizer that
     does not match; RunError where ``out`` cannot be written. It is there whole or not at all.
     """
+    out = out.resolve()  # The run says where its tokenizer is, from wherever it is opened.
     with open_source(path) as (source, reader), whole_folder(out) as folder:
         form, depth = reader_of(source), int(source.said("num_hidden_layers"))
         origin = own_origin(path)

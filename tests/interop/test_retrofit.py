@@ -6,6 +6,7 @@ import json
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -37,7 +38,7 @@ MODEL = small_model(
     norm_eps=1e-5,
     rope_theta=500.0,
 )
-QUIET = {"data.length": "12"}
+QUIET = {"data.length": "12", "mesh.data": "1"}  # One device: orbax slices arrays for eight.
 
 
 def write_source(folder: pathlib.Path, model: Any = MODEL, **changes: Any) -> pathlib.Path:
@@ -71,7 +72,8 @@ def made(source: pathlib.Path, out: pathlib.Path, plan: str = "", **given: Any) 
 
 
 def logits_of(run: Any, loops: int | None = None) -> np.ndarray:
-    found = token_logits(run.job.model, run.parameters(), TOKENS, loops)
+    params = jax.device_get(run.parameters())
+    found = jax.jit(lambda p: token_logits(run.job.model, p, TOKENS, loops))(params)
     return np.asarray(found)[..., :USED]
 
 
@@ -193,6 +195,8 @@ def test_the_recipe_goes_on_from_the_run(source: pathlib.Path, tmp_path: pathlib
     made(source, tmp_path / "run", "2x1,2x3,2x1", overrides={"loop.per_loop": "step"})
     spec = str(ROOT / "experiments" / f"retrofit.py:{tmp_path / 'run'}")
     config = load_experiment(spec)
+    # The table is the source's over sqrt(D): so are the steps of its optimizer.
+    assert config.optimizer.group_rates == (("embed", MODEL.config.d_model**-0.5),)
     config.unlock()
     config.mesh.data = 1
     job = make_job(config, needs_data=False)
@@ -289,6 +293,15 @@ def test_a_place_in_use_is_left_alone(source: pathlib.Path, tmp_path: pathlib.Pa
     with pytest.raises(UserError, match="is there already"):
         made(source, tmp_path / "run")
     assert (tmp_path / "run" / "mine.txt").read_text() == "mine"
+
+
+def test_a_run_made_at_a_relative_path_opens_from_elsewhere(
+    source: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    retrofit(epath.Path(source), "1x1", epath.Path("run"), overrides=QUIET)
+    monkeypatch.chdir("/")
+    assert open_run(str(tmp_path / "run")).job.data.vocabulary.size == USED
 
 
 def test_a_disk_that_fills_up_leaves_nothing(

@@ -1,6 +1,7 @@
 """The plugin for vLLM, with a stand-in for that package: what vLLM is told, and what is shared."""
 
 import importlib.metadata
+import inspect
 import runpy
 import sys
 import types
@@ -25,9 +26,9 @@ def block() -> Any:
 class Llama:
     """As vLLM makes one: layers of their own, as many as a token passes through."""
 
-    def __init__(self, stored: list[int]):
-        self.config = types.SimpleNamespace(stored_layers=stored)
-        self.model = types.SimpleNamespace(layers=[block() for _ in stored])
+    def __init__(self, *, vllm_config: Any, prefix: str = ""):
+        self.config = types.SimpleNamespace(stored_layers=vllm_config)
+        self.model = types.SimpleNamespace(layers=[block() for _ in vllm_config])
 
 
 @pytest.fixture
@@ -65,7 +66,9 @@ def test_the_entry_point_registers_a_class_whose_loops_share_weights_and_not_cac
     assert registered == {NAME: f"{CLASS_FILE}:{NAME}"}
     # vLLM opens it by this name, in another process.
     shared = importlib.metadata.EntryPoint(NAME, registered[NAME], "").load()
-    layers = shared(stored=[0, 1, 2, 1, 2, 5]).model.layers
+    # Without these names vLLM takes a class for one of an older interface, and gives it others.
+    assert {"vllm_config", "prefix"} <= set(inspect.signature(shared.__init__).parameters)
+    layers = shared(vllm_config=[0, 1, 2, 1, 2, 5], prefix="").model.layers
     for part in ("input_layernorm", "post_attention_layernorm", "mlp"):
         kept = [getattr(layer, part) for layer in layers]
         assert [kept.index(one) for one in kept] == [0, 1, 2, 1, 2, 5]

@@ -177,6 +177,19 @@ def test_bfloat16_computes_in_bfloat16_with_float32_parameters_and_logits() -> N
     np.testing.assert_allclose(rounded, exact, atol=0.04 * float(jnp.abs(exact).max()))
 
 
+def test_a_pass_traces_a_layer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, traced, call = small_model("2x3"), [], Layer.__call__
+
+    def counted(self: Layer, *arguments: Any) -> Any:
+        traced.append(self.name)
+        return call(self, *arguments)
+
+    params = init(model)
+    monkeypatch.setattr(Layer, "__call__", counted)
+    jax.eval_shape(lambda p: batch_logits(model, p, ROWS), params)
+    assert len(traced) == 1
+
+
 def test_compiled_size_does_not_grow_with_loops_or_layers() -> None:
     def operations(plan: str) -> int:
         model = small_model(plan, unroll="none")

@@ -11,8 +11,9 @@ SHARED = ("input_layernorm", "post_attention_layernorm", "mlp")
 class LoopedLlamaForCausalLM(LlamaForCausalLM):
     """A Llama some of whose layers are others again."""
 
-    def __init__(self, **arguments: Any):
-        super().__init__(**arguments)
+    # vLLM looks at these names to know a model of its present interface.
+    def __init__(self, *, vllm_config: Any, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
         layers = self.model.layers
         for number, stored in enumerate(self.config.stored_layers):
             if number != stored:

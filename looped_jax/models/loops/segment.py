@@ -75,7 +75,7 @@ class LoopedSegment(nn.Module):
         kind_of_layer = layer_class(self.config, of_loops)
         stacks = max([variant.stacks for variant in variants.values()], default=1)
         self.hears_layers = any(variant.hears_layers for variant in variants.values())
-        what = (kind_of_layer, self.wanted.kept, self.hears_layers)
+        what = (kind_of_layer, self.wanted.kept, self.hears_layers, self.is_initializing())
         made = [stack_of(self.config, self.segment, *what) for _ in range(stacks)]
         self.layers, self.more_layers = made[0], made[1:]
 
@@ -234,6 +234,8 @@ class LoopedSegment(nn.Module):
             length=run.loops,
             unroll=run.loops if unroll else 1,
             metadata_params={nn.PARTITION_NAME: "loops"},
+            # As in stack_of; here shared parameters are made by it.
+            check_constancy_invariants=self.is_initializing(),
         )
         if (run.loops != trained or loops != trained) and not self.is_initializing():
 

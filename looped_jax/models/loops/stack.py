@@ -68,7 +68,12 @@ class LayerStep(nn.Module):
 
 
 def stack_of(
-    config: ModelConfig, segment: Segment, layer_class: type[Layer], keep: bool, entered: bool
+    config: ModelConfig,
+    segment: Segment,
+    layer_class: type[Layer],
+    keep: bool,
+    entered: bool,
+    initializing: bool,
 ) -> Any:
     """k layers one after the other, their parameters stacked: a LayerStep with layer numbers."""
     unroll, _ = unrolled_scans(config, segment)
@@ -81,4 +86,6 @@ def stack_of(
         length=segment.layers,
         unroll=segment.layers if unroll else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
+        # Traces the body once more; where parameters are made, what they draw follows from it.
+        check_constancy_invariants=initializing,
     )(config, keep, layer_class, entered)

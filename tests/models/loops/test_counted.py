@@ -79,13 +79,15 @@ def by_hand(kind: str, params: Any, loops: int) -> Any:
         if segment.loops == 1:
             x, _ = run.apply(variables(params, index, 0), x, inputs)
             continue
+        # Compiled once for all loops, of which each would be traced and compiled by itself.
+        step = jax.jit(functools.partial(run.apply, method="one_loop"))
         first = LoopContext(x, inputs, loops)
         context, state = run.apply(variables(params, index, 0), first, method=begun)
         for loop in range(loops):
             cut = jax.lax.stop_gradient if loop < loops - M else lambda tree: tree
             of = variables(stopped if loop < loops - M else params, index, loop)
             arguments = (cut(state), jnp.asarray(loop), cut(context))
-            state, _ = run.apply(of, *arguments, method="one_loop")
+            state, _ = step(of, *arguments)
             state = cut(state)
         x = run.apply(variables(params, index, 0), state, context, method="finish")
     return norm(config, "n").apply({"params": params["final_norm"]}, x)
