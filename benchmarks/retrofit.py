@@ -62,9 +62,6 @@ class Arm:
 ARMS = {
     "source": Arm("30x1", loops=()),
     "23 of 30 layers, 7 of them twice": Arm("8x1,7x2,8x1", "influence"),
-    "the same, LoRA of rank 64": Arm(
-        "8x1,7x2,8x1", "average", ("per_loop=lora", "lora_rank=64"), (1, 2)
-    ),
     "30 layers, 14 of them twice, from one pass": Arm("8x1,14x2,8x1", loop=("per_loop=step",)),
 }
 STAGES = ("before", "after")
@@ -97,7 +94,7 @@ def make(arm: Arm, arguments: argparse.Namespace, folder: pathlib.Path) -> dict[
         run(command("retrofit", source=arguments.source, out=before, **given))
     keys = {**HEALING, **(CURRICULUM if arm.loops else {}), "data.path": arguments.pile}
     recipe = f"experiments/retrofit.py:{before}"
-    run(command("main", config=keys, workdir=after) + [f"--config={recipe}"])
+    run([*command("main", config=keys, workdir=after), f"--config={recipe}"])
     return {"before": before, "after": after}
 
 

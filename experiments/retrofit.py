@@ -4,9 +4,9 @@ The argument is that run; its network and tokenizer are kept. Loops are one at f
 from three quarters of the steps on (1 - sqrt), Muon has a rate of 1e-3, AdamW one of 5e-5 for
 embeddings and norms, and the last 60% of the steps decay: McLeish et al. 2025, arXiv 2511.07384,
 who train 50,000 steps of a million tokens, on general text first, which heals what was cut. These
-400 steps are a laptop's. The embedding's rate is theirs over sqrt(D): the table is the source's over
-sqrt(D), which the model multiplies by, and an optimizer that goes steps of a given size would move
-it by so much more. To keep parts as they are: --config.optimizer.frozen="('embed',)".
+400 steps are a laptop's. The embedding's rate is theirs over sqrt(D): the table is the source's
+over sqrt(D), which the model multiplies by, and an optimizer that goes steps of a given size would
+move it by so much more. To keep parts as they are: --config.optimizer.frozen="('embed',)".
 
     python -m looped_jax.retrofit --source=MODEL --plan=8x1,8x2,8x1 --out=runs/looped
     python -m looped_jax.main --config=experiments/retrofit.py:runs/looped \\

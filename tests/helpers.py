@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from looped_jax.config import ConfigDict, default_config, set_key
 from looped_jax.models.config import ModelConfig
+from looped_jax.models.layers import Layer, LayerInputs
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.loops.base import init_keys, parameters
 from looped_jax.models.transformer import LoopedTransformer, batch_forward, forward, logits
@@ -62,6 +63,13 @@ def random_params(model: LoopedTransformer, spread: float = 0.3) -> Any:
         return (middle + width * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(drawn, jax.eval_shape(lambda: init(model)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def layer_by_hand(config: ModelConfig, weights: Any, x: Any, inputs: LayerInputs) -> Any:
+    """A plain layer, compiled once for all that a plain `for` goes through: what is around it is
+    run operation by operation, for a whole `for` takes longer to compile than to run."""
+    return Layer(config).apply({"params": weights}, x, inputs)[0]
 
 
 def batch_logits(

@@ -45,6 +45,7 @@ def unit(x: Any, axis: Any = -1) -> Any:
     return x / jnp.sqrt(jnp.sum(x**2, axis=axis, keepdims=True) + 1e-6)
 
 
+@jax.jit
 def layer_by_hand(w: Any, x: Any, inputs: Any, seen: Any) -> Any:
     """Of width 16 (scales are kept as 1/4), 4 heads of 8, 2 of keys."""
     a, m = w["attention"], w["mlp"]
@@ -91,7 +92,9 @@ def by_hand(model: Any, params: Any, rows: Any, loops: int | None = None) -> Any
 def value_and_grad(loops: int | None = None, hand: bool = False, **fields: Any) -> Any:
     model, forward = ngpt(**fields), by_hand if hand else batch_logits
     loss = lambda p: jnp.sum(jnp.sin(forward(model, p, ROWS, loops)))  # noqa: E731
-    return jax.jit(jax.value_and_grad(loss))(random_params(ngpt()))
+    compute = jax.value_and_grad(loss)
+    # A plain `for` takes longer to compile than to run.
+    return (compute if hand else jax.jit(compute))(random_params(ngpt()))
 
 
 @pytest.mark.parametrize("loops", [None, 3])

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import batch_logits, init, random_rows, small_model, token_logits
+from helpers import batch_logits, init, layer_by_hand, random_rows, small_model, token_logits
 
 from looped_jax.models.layers import Layer, LayerInputs, norm, rope_angles
 
@@ -35,7 +35,7 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any]) -> jax.Array:
         for _ in range(segment.loops):
             for layer in range(segment.layers):
                 weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
-                x, _ = Layer(config).apply({"params": weights}, x, inputs)
+                x = layer_by_hand(config, weights, x, inputs)
     if config.norm != "none":
         final = norm(config, "final_norm")
         x = final.apply({"params": params["final_norm"]}, x)
@@ -58,7 +58,7 @@ def test_k_layers_looped_equal_the_block_unrolled_in_python(fields: dict[str, An
         return jnp.sum(jnp.sin(forward(model, params, ROWS)))
 
     looped, looped_grad = jax.jit(jax.value_and_grad(lambda p: loss(batch_logits, p)))(params)
-    hand, hand_grad = jax.jit(jax.value_and_grad(lambda p: loss(by_hand, p)))(params)
+    hand, hand_grad = jax.value_and_grad(lambda p: loss(by_hand, p))(params)
     np.testing.assert_allclose(looped, hand, rtol=1e-5)
     assert_trees_close(looped_grad, hand_grad, 2e-4)
 

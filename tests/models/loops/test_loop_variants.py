@@ -23,6 +23,7 @@ from helpers import (
     batch_logits,
     distinct_tokens,
     init,
+    layer_by_hand,
     random_params,
     random_rows,
     small_config,
@@ -35,7 +36,7 @@ from hypothesis import strategies as st
 from looped_jax.config import KEYS, default_config
 from looped_jax.errors import UserError
 from looped_jax.inference.cache import decode, prefill, verify
-from looped_jax.models.layers import MLP, Attention, Layer, LayerInputs, norm, rope_angles
+from looped_jax.models.layers import MLP, Attention, LayerInputs, norm, rope_angles
 from looped_jax.models.loops import VARIANTS
 from looped_jax.models.loops.base import LoopContext, LoopState, LoopVariant, rows_of
 from looped_jax.models.loops.injection_decay import DecayInput
@@ -260,7 +261,7 @@ def by_hand(model: Any, params: Any, rows: dict[str, Any], loops: int | None = N
                 if chosen.get("per_loop") == "lora":
                     thin = jax.tree.map(lambda leaf, layer=layer: leaf[layer], of_loop["layers"])
                     weights = with_lora(weights, thin["layer"])
-                x, _ = Layer(plain).apply({"params": weights}, x, here)
+                x = layer_by_hand(plain, weights, x, here)
             if chosen.get("per_loop") == "step":
                 x = entered + of_loop["per_loop"]["size"] * (x - entered)
             if chosen.get("lanes") == "hyper":

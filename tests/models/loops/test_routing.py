@@ -13,6 +13,7 @@ from helpers import (
     MESHES,
     distinct_tokens,
     init,
+    layer_by_hand,
     random_rows,
     small_config,
     small_model,
@@ -28,7 +29,7 @@ from looped_jax.evaluation.held_out import row_sums
 from looped_jax.inference.cache import cache_bytes, decode, prefill
 from looped_jax.inference.policy import Policy
 from looped_jax.models.flops import forward_flops, train_flops
-from looped_jax.models.layers import Layer, LayerInputs, rope_angles
+from looped_jax.models.layers import LayerInputs, rope_angles
 from looped_jax.models.loops.routing_expert import ExpertChoice, highest
 from looped_jax.models.transformer import batch_forward, forward, logits
 from looped_jax.training.job import make_job
@@ -60,11 +61,6 @@ def xent(z: Any, said: Any) -> Any:
     return -jnp.where(said, jax.nn.log_sigmoid(z), jax.nn.log_sigmoid(-z))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def layer_of(config: Any, weights: Any, x: Any, inputs: LayerInputs) -> Any:
-    return Layer(config).apply({"params": weights}, x, inputs)[0]
-
-
 def objective_by_hand(
     model: Any, kind: str, params: Any, choice: dict[Any, Any]
 ) -> tuple[jax.Array, jax.Array]:
@@ -84,7 +80,7 @@ def objective_by_hand(
         stacked = params[f"segment_{index}"]["layers"]["layer"]
         for layer in range(config.plan.segments[index].layers):
             weights = jax.tree.map(lambda leaf, layer=layer: leaf[layer], stacked)
-            x = layer_of(plain, weights, x[None], inputs)[0]
+            x = layer_by_hand(plain, weights, x[None], inputs)[0]
         return x
 
     for row in range(COUNT):
@@ -153,10 +149,8 @@ def test_training_equals_a_plain_loop_over_the_chosen_tokens(kind: tuple[str, st
     objective_by_hand(model, kind[1], params, choice)  # Chooses.
     sizes = [[len(choice[row, loop]) for loop in range(LOOPS)] for row in range(COUNT)]
     assert sizes == [[12, 8, 4]] * COUNT if kind == EXPERT else len(np.unique(sizes)) > 3
-    expected = jax.jit(
-        jax.value_and_grad(
-            lambda p: objective_by_hand(model, kind[1], p, dict(choice)), has_aux=True
-        )
+    expected = jax.value_and_grad(
+        lambda p: objective_by_hand(model, kind[1], p, dict(choice)), has_aux=True
     )
     (objective, loss), grads = expected(params)
     metrics, found = trained(kind)
