@@ -14,7 +14,6 @@ import time
 from typing import Any
 
 import jax
-from absl import flags
 
 from looped_jax.config import cli, load_experiment
 from looped_jax.cost import compiled, tpu
@@ -23,9 +22,10 @@ from looped_jax.models.attention_kernels import splash_flops
 from looped_jax.training.job import Job, abstract_batch, jitted_train_step, make_job
 from looped_jax.training.loop_counts import mean_counts
 
-_CONFIG = flags.DEFINE_string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
-_TOPOLOGY = flags.DEFINE_string("topology", "", "VERSION:AxB[xC], e.g. v5e:8x8 or v5p:4x4x4.")
-_SLICES = flags.DEFINE_integer("slices", 1, "Slices of that topology, joined by the network.")
+_FLAGS = cli.Flags()
+_CONFIG = _FLAGS.string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
+_TOPOLOGY = _FLAGS.string("topology", "", "VERSION:AxB[xC], e.g. v5e:8x8 or v5p:4x4x4.")
+_SLICES = _FLAGS.integer("slices", 1, "Slices of that topology, joined by the network.")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -137,4 +137,4 @@ def _bytes(tree: Any) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import flags
 from etils import epath
 
 from looped_jax.analysis.records import append_evaluation
@@ -47,23 +46,24 @@ from looped_jax.training.evaluations import held_out_sets
 from looped_jax.training.identity import measured_on, read_run_file
 from looped_jax.training.run import OpenRun, open_run
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "The run.")
-_TASKS = flags.DEFINE_list("tasks", [], "Tasks or groups; default: those of the run's config.")
-_LOOPS = flags.DEFINE_list("loops", [], "Loop counts in place of the plan's, e.g. 4 or 1,2,4.")
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
-_SPLIT = flags.DEFINE_enum("split", "validation", ["validation", "test"], "Of held-out rows.")
-_LIMIT = flags.DEFINE_integer("limit", 0, "Examples per downstream task; 0: all.", lower_bound=0)
-_CACHE = flags.DEFINE_string("cache", "per_loop", CACHE_HELP)
-_EXIT = flags.DEFINE_string("exit", "none", EXIT_HELP)
-_DRAFT = flags.DEFINE_string("draft", "none", DRAFT_HELP)
-_BATCH = flags.DEFINE_integer("batch_size", 16, "Prompts at a time.", lower_bound=1)
-_HF = flags.DEFINE_string("hf", "", "A folder with a model of transformers, in place of a run.")
-_OUT = flags.DEFINE_string("out", "", "With --hf: where predictions and summary go.")
-_LENGTH = flags.DEFINE_integer(
+_FLAGS = cli.Flags()
+_WORKDIR = _FLAGS.string("workdir", "", "The run.")
+_TASKS = _FLAGS.list("tasks", [], "Tasks or groups; default: those of the run's config.")
+_LOOPS = _FLAGS.list("loops", [], "Loop counts in place of the plan's, e.g. 4 or 1,2,4.")
+_STEP = _FLAGS.integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
+_SPLIT = _FLAGS.enum("split", "validation", ["validation", "test"], "Of held-out rows.")
+_LIMIT = _FLAGS.integer("limit", 0, "Examples per downstream task; 0: all.", lower_bound=0)
+_CACHE = _FLAGS.string("cache", "per_loop", CACHE_HELP)
+_EXIT = _FLAGS.string("exit", "none", EXIT_HELP)
+_DRAFT = _FLAGS.string("draft", "none", DRAFT_HELP)
+_BATCH = _FLAGS.integer("batch_size", 16, "Prompts at a time.", lower_bound=1)
+_HF = _FLAGS.string("hf", "", "A folder with a model of transformers, in place of a run.")
+_OUT = _FLAGS.string("out", "", "With --hf: where predictions and summary go.")
+_LENGTH = _FLAGS.integer(
     "max_length", None, "With --hf: tokens read at most; default: as its config.json.", 2
 )
-_TRUST = flags.DEFINE_bool("trust_remote_code", False, "With --hf: run code in the folder.")
-_PROMPTS = flags.DEFINE_bool("prompts", False, "Print prompts as JSON lines, run no model.")
+_TRUST = _FLAGS.bool("trust_remote_code", False, "With --hf: run code in the folder.")
+_PROMPTS = _FLAGS.bool("prompts", False, "Print prompts as JSON lines, run no model.")
 _OF_RUNS = ("workdir", "step", "loops", "split", "cache", "exit", "draft")
 _OF_HF = ("out", "max_length", "trust_remote_code")
 _KEYS_OF_HF = ("eval.data_dir", "eval.style", "eval.shots")
@@ -72,7 +72,7 @@ _KEYS_OF_HF = ("eval.data_dir", "eval.style", "eval.shots")
 def main(overrides: dict[str, str]) -> None:
     """Evaluates a run, or another project's model, or says what it would be asked."""
     for name in _OF_RUNS if _HF.value else _OF_HF:
-        if flags.FLAGS[name].present:
+        if _FLAGS.values[name].present:
             raise UserError(f"--{name} does not go {'with' if _HF.value else 'without'} --hf")
     if _HF.value:
         of_hf(overrides)
@@ -280,4 +280,4 @@ def run_tasks(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

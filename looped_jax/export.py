@@ -9,7 +9,6 @@ mlx, lm-evaluation-harness, without foreign code); `shared`, the distinct layers
 docs/export.md.
 """
 
-from absl import flags
 from etils import epath
 
 from looped_jax.config import cli
@@ -19,11 +18,12 @@ from looped_jax.interop.layouts import NAMES
 from looped_jax.models.transformer import check_loops
 from looped_jax.training.run import open_run
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "The run.")
-_OUT = flags.DEFINE_string("out", "", "Folder to write; it must not be there yet.")
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
-_LOOPS = flags.DEFINE_integer("loops", None, "Loop count in place of the plan's.", lower_bound=1)
-_LAYOUT = flags.DEFINE_enum("layout", "unrolled", list(NAMES), "The form.")
+_FLAGS = cli.Flags()
+_WORKDIR = _FLAGS.string("workdir", "", "The run.")
+_OUT = _FLAGS.string("out", "", "Folder to write; it must not be there yet.")
+_STEP = _FLAGS.integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
+_LOOPS = _FLAGS.integer("loops", None, "Loop count in place of the plan's.", lower_bound=1)
+_LAYOUT = _FLAGS.enum("layout", "unrolled", list(NAMES), "The form.")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -38,4 +38,4 @@ def main(overrides: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

@@ -10,8 +10,6 @@ import json
 import sys
 from typing import Any
 
-from absl import flags
-
 from looped_jax.config import cli
 from looped_jax.errors import UserError
 from looped_jax.inference.generator import Generator
@@ -21,19 +19,20 @@ from looped_jax.inference.text import complete, cut
 from looped_jax.models.transformer import check_loops
 from looped_jax.training.run import open_run
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "The run.")
-_PROMPT = flags.DEFINE_string("prompt", None, "Text to continue; - reads one prompt a line.")
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 64, "At most so many tokens.", lower_bound=1)
-_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k likeliest tokens; 0: from all.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest that reach this probability.")
-_STOP = flags.DEFINE_multi_string("stop", [], "Text that ends the output, not printed.")
-_LOOPS = flags.DEFINE_integer("loops", None, "Loop count in place of the plan's.", lower_bound=1)
-_CACHE = flags.DEFINE_string("cache", "per_loop", CACHE_HELP)
-_EXIT = flags.DEFINE_string("exit", "none", EXIT_HELP)
-_DRAFT = flags.DEFINE_string("draft", "none", DRAFT_HELP)
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+_FLAGS = cli.Flags()
+_WORKDIR = _FLAGS.string("workdir", "", "The run.")
+_PROMPT = _FLAGS.string("prompt", None, "Text to continue; - reads one prompt a line.")
+_MAX_TOKENS = _FLAGS.integer("max_tokens", 64, "At most so many tokens.", lower_bound=1)
+_TEMPERATURE = _FLAGS.float("temperature", 0.0, "0 is greedy.")
+_TOP_K = _FLAGS.integer("top_k", 0, "Draw from the k likeliest tokens; 0: from all.")
+_TOP_P = _FLAGS.float("top_p", 1.0, "Draw from the likeliest that reach this probability.")
+_STOP = _FLAGS.multi_string("stop", [], "Text that ends the output, not printed.")
+_LOOPS = _FLAGS.integer("loops", None, "Loop count in place of the plan's.", lower_bound=1)
+_CACHE = _FLAGS.string("cache", "per_loop", CACHE_HELP)
+_EXIT = _FLAGS.string("exit", "none", EXIT_HELP)
+_DRAFT = _FLAGS.string("draft", "none", DRAFT_HELP)
+_STEP = _FLAGS.integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
+_SEED = _FLAGS.integer("seed", 0, "Of the draws.")
 # Tokens between two looks at the output: what appears at a time.
 _CHUNK = 4
 
@@ -126,4 +125,4 @@ def stream(generator: Generator, vocabulary: Any, prompt: str, sampling: Samplin
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

@@ -7,7 +7,6 @@ The same command again goes on where the run stopped, and the same command on ev
 (looped_jax/parallel/distributed.py).
 """
 
-from absl import flags
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -19,8 +18,9 @@ from looped_jax.training.job import Job, make_job
 from looped_jax.training.trainer import train
 from looped_jax.training.workdir import claim_workdir, locked, renew_config
 
-_CONFIG = flags.DEFINE_string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives; default runs/<experiment>.")
+_FLAGS = cli.Flags()
+_CONFIG = _FLAGS.string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
+_WORKDIR = _FLAGS.string("workdir", "", "Where the run lives; default runs/<experiment>.")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -72,4 +72,4 @@ def show_comparison(config: ConfigDict, jobs: dict[str, Job], workdir: epath.Pat
 
 
 if __name__ == "__main__":
-    cli.run(main, prints_only=False)
+    cli.run(main, _FLAGS, prints_only=False)

@@ -7,14 +7,14 @@ Then train with --config.data.path=$PREPARED_DIR. The same command again finishe
 interrupted.
 """
 
-from absl import flags
 from etils import epath
 
 from looped_jax.config import cli, load_experiment
 from looped_jax.errors import UserError
 
-_CONFIG = flags.DEFINE_string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
-_OUTPUT = flags.DEFINE_string("output", "", "Folder for the shards and their manifest.")
+_FLAGS = cli.Flags()
+_CONFIG = _FLAGS.string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
+_OUTPUT = _FLAGS.string("output", "", "Folder for the shards and their manifest.")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -29,4 +29,4 @@ def main(overrides: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, prints_only=False)
+    cli.run(main, _FLAGS, prints_only=False)

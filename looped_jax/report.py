@@ -7,15 +7,15 @@ python -m looped_jax.report --runs=runs/pile_12x1,runs/pile_12x2,runs/pile_24x1 
 beside it report.md, and every table as CSV and every figure as PNG.
 """
 
-from absl import flags
 from etils import epath
 
 from looped_jax.config import cli
 from looped_jax.errors import UserError
 
-_RUNS = flags.DEFINE_list("runs", [], "Folders of runs or sweeps.")
-_OUT = flags.DEFINE_string("out", "", "Folder of the report.")
-_TITLE = flags.DEFINE_string("title", "", "Of the page; default: the folders' names.")
+_FLAGS = cli.Flags()
+_RUNS = _FLAGS.list("runs", [], "Folders of runs or sweeps.")
+_OUT = _FLAGS.string("out", "", "Folder of the report.")
+_TITLE = _FLAGS.string("title", "", "Of the page; default: the folders' names.")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -40,4 +40,4 @@ def main(overrides: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

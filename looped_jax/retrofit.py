@@ -10,7 +10,6 @@ evaluate, generate and export open it, and main goes on from it by
 --config.train.start_from=OUT/checkpoints/0 (experiments/retrofit.py). See docs/retrofit.md.
 """
 
-from absl import flags
 from etils import epath
 
 from looped_jax.config import cli
@@ -18,13 +17,14 @@ from looped_jax.errors import UserError
 from looped_jax.interop.layer_choice import RULES
 from looped_jax.interop.retrofitted import retrofit
 
-_SOURCE = flags.DEFINE_string("source", "", "The pretrained model, a folder or a .gguf file.")
-_PLAN = flags.DEFINE_string("plan", "", "Depth structure, e.g. 4x1,4x4,4x1; default: its own.")
-_OUT = flags.DEFINE_string("out", "", "Folder of the run to make; it must not be there yet.")
-_LAYERS = flags.DEFINE_string(
+_FLAGS = cli.Flags()
+_SOURCE = _FLAGS.string("source", "", "The pretrained model, a folder or a .gguf file.")
+_PLAN = _FLAGS.string("plan", "", "Depth structure, e.g. 4x1,4x4,4x1; default: its own.")
+_OUT = _FLAGS.string("out", "", "Folder of the run to make; it must not be there yet.")
+_LAYERS = _FLAGS.string(
     "layers", "stepwise", f"Which layers the plan gets: {', '.join(RULES)}, or e.g. 0-3,10-17,20."
 )
-_TOKENIZER = flags.DEFINE_string("tokenizer", "", "Folder of the tokenizer; default: the source's.")
+_TOKENIZER = _FLAGS.string("tokenizer", "", "Folder of the tokenizer; default: the source's.")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -39,4 +39,4 @@ def main(overrides: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

@@ -13,7 +13,6 @@ import json
 from collections import Counter
 from typing import Any
 
-from absl import flags
 from etils import epath
 
 from looped_jax.config import cli
@@ -22,8 +21,9 @@ from looped_jax.data.tasks.downstream.records import check_record
 from looped_jax.errors import UserError
 from looped_jax.evaluation.metrics import drop, metric_of
 
-_TASK = flags.DEFINE_string("task", "", "Task whose metric is used.")
-_INPUT = flags.DEFINE_string("input", "", "JSON lines.")
+_FLAGS = cli.Flags()
+_TASK = _FLAGS.string("task", "", "Task whose metric is used.")
+_INPUT = _FLAGS.string("input", "", "JSON lines.")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -62,4 +62,4 @@ def read_records(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

@@ -10,7 +10,6 @@ The same command again skips what is finished and goes on with what was interrup
 import signal
 import sys
 
-from absl import flags
 from etils import epath
 from rich.console import Console
 
@@ -18,9 +17,10 @@ from looped_jax.config import cli
 from looped_jax.errors import UserError
 from looped_jax.training import sweep
 
-_SWEEP = flags.DEFINE_string("sweep", "", "Sweep file, e.g. experiments/sweeps/phop_small.py.")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of all runs; default runs/<sweep>.")
-_PRINT = flags.DEFINE_bool("print_commands", False, "Print one command per run, train nothing.")
+_FLAGS = cli.Flags()
+_SWEEP = _FLAGS.string("sweep", "", "Sweep file, e.g. experiments/sweeps/phop_small.py.")
+_WORKDIR = _FLAGS.string("workdir", "", "Folder of all runs; default runs/<sweep>.")
+_PRINT = _FLAGS.bool("print_commands", False, "Print one command per run, train nothing.")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -43,4 +43,4 @@ def main(overrides: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, prints_only=False)
+    cli.run(main, _FLAGS, prints_only=False)

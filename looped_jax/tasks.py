@@ -17,7 +17,6 @@ import sys
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from looped_jax.config import cli
 from looped_jax.data.tasks import get_task, task_names
@@ -28,14 +27,15 @@ from looped_jax.data.tasks.downstream.example import Example
 from looped_jax.data.tasks.downstream.prompts import Style
 from looped_jax.errors import UserError, nearest
 
-_LIST = flags.DEFINE_bool("list", False, "Print one task name a line.")
-_TASK = flags.DEFINE_string("task", "", "Task to print examples of.")
-_SPLIT = flags.DEFINE_string("split", "train", "train, validation or test.")
-_NUM = flags.DEFINE_integer("num", 10, "Number of examples.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the examples.", lower_bound=0)
-_STYLE = flags.DEFINE_string("style", "", "How a downstream task is asked; empty: its default.")
-_DOCUMENTS = flags.DEFINE_bool("documents", False, "Print documents of a downstream task.")
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of a downstream task's files.")
+_FLAGS = cli.Flags()
+_LIST = _FLAGS.bool("list", False, "Print one task name a line.")
+_TASK = _FLAGS.string("task", "", "Task to print examples of.")
+_SPLIT = _FLAGS.string("split", "train", "train, validation or test.")
+_NUM = _FLAGS.integer("num", 10, "Number of examples.", lower_bound=1)
+_SEED = _FLAGS.integer("seed", 0, "Seed of the examples.", lower_bound=0)
+_STYLE = _FLAGS.string("style", "", "How a downstream task is asked; empty: its default.")
+_DOCUMENTS = _FLAGS.bool("documents", False, "Print documents of a downstream task.")
+_DATA_DIR = _FLAGS.string("data_dir", "", "Folder of a downstream task's files.")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -93,4 +93,4 @@ def asked_in_style(task: DownstreamTask) -> tuple[Style, list[Example]]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

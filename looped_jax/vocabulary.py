@@ -10,7 +10,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 
-from absl import flags
 from etils import epath
 from tqdm import tqdm
 
@@ -19,13 +18,12 @@ from looped_jax.data.documents import Document, Shards, parse
 from looped_jax.data.vocabulary import load_vocabulary, train_sentencepiece
 from looped_jax.errors import UserError
 
-_TRAIN = flags.DEFINE_string(
-    "train", "", "SentencePiece .model to write; its provenance beside it."
-)
-_SIZE = flags.DEFINE_integer("size", 32_768, "Ids of the vocabulary to train.", lower_bound=300)
-_REPORT = flags.DEFINE_string("report", "", "Vocabulary to report on.")
-_PATH = flags.DEFINE_string("path", "", "Folder of Pile-format shards.")
-_FILES = flags.DEFINE_string("files", "train-*.jsonl.zst", "Pattern of the shards in it.")
+_FLAGS = cli.Flags()
+_TRAIN = _FLAGS.string("train", "", "SentencePiece .model to write; its provenance beside it.")
+_SIZE = _FLAGS.integer("size", 32_768, "Ids of the vocabulary to train.", lower_bound=300)
+_REPORT = _FLAGS.string("report", "", "Vocabulary to report on.")
+_PATH = _FLAGS.string("path", "", "Folder of Pile-format shards.")
+_FILES = _FLAGS.string("files", "train-*.jsonl.zst", "Pattern of the shards in it.")
 _BLOCK = 1 << 24
 
 
@@ -82,4 +80,4 @@ def how_it_fits(spec: str, shards: Shards) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

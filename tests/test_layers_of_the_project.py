@@ -18,7 +18,7 @@ from looped_jax.training.job import make_job
 # `python -m` runs of a package.
 ROWS = [
     {"entry points"},
-    {"analysis", "theory", "interop"},
+    {"analysis", "theory", "interop", "inside"},
     {"training"},
     {"evaluation"},
     {"inference"},

@@ -21,6 +21,7 @@ from looped_jax.training.identity import data_identity, measured_on, read_run_fi
 from looped_jax.training.job import Job, planned_step_flops
 from looped_jax.training.metrics_file import read_metrics
 from looped_jax.training.run import reading
+from looped_jax.training.stacking import stages
 from looped_jax.training.sweep import listed_runs
 
 # Where `looped_jax.evaluate` keeps what it measured on held-out rows.
@@ -86,6 +87,16 @@ class Record:
     def step_flops(self) -> float:
         """Model FLOPs of its mean training step, whose batch ``job`` does not have."""
         return planned_step_flops(self.config)
+
+    @functools.cached_property
+    def flops(self) -> float:
+        """Model FLOPs of all its steps until now, each at the depth of its stage
+        (config.stacking)."""
+        begun = [stage for stage in stages(self.config) if stage.begin < self.step]
+        return sum(
+            planned_step_flops(stage.config) * (min(stage.end, self.step) - stage.begin)
+            for stage in begun
+        )
 
     @property
     def task(self) -> str:

@@ -443,15 +443,15 @@ def _costs(records: Sequence[Record]) -> Table:
                 f"{record.parameters:,}",
                 f"{record.step:,}",
                 f"{record.step_flops:.3g}",
-                f"{record.step_flops * record.step:.3g}",
+                f"{record.flops:.3g}",
                 "" if seconds is None else f"{seconds:.3f}",
                 "" if seconds is None else f"{tokens / seconds:,.0f}",
                 "" if mfu is None else f"{100 * mfu:.1f}",
             ]
         )
     note = (
-        "FLOPs of the model at its full depth, counted from the architecture; seconds are the "
-        "median of the logged medians."
+        "FLOPs are counted from the architecture: of a step at the model's full depth, of all at "
+        "the depth that each had; seconds are the median of the logged medians."
     )
     return Table("costs", "What the runs cost", header, rows, note)
 

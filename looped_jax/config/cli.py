@@ -4,12 +4,13 @@ Exit 0 on success, 2 on something the user can put right (one line on stderr), 1
 (one line where it is an expected kind of fault, a traceback where it is a bug).
 """
 
+import builtins
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
@@ -21,19 +22,72 @@ from looped_jax.errors import Preempted, RunError, UserError
 HELP = ("--help", "-h", "--helpfull", "-help", "-helpfull")
 
 
+class Flags:
+    """A command's own flags, so that one program can import several commands. Each method defines
+    one, whose `value` is known once `run` has parsed it."""
+
+    def __init__(self) -> None:
+        self.values = flags.FlagValues()
+
+    def string(self, name: str, default: str | None, help: str) -> flags.FlagHolder[Any]:
+        return flags.DEFINE_string(name, default, help, flag_values=self.values)
+
+    def integer(
+        self, name: str, default: int | None, help: str, lower_bound: int | None = None
+    ) -> flags.FlagHolder[Any]:
+        return flags.DEFINE_integer(name, default, help, lower_bound, flag_values=self.values)
+
+    def float(
+        self,
+        name: str,
+        default: builtins.float | None,
+        help: str,
+        lower_bound: builtins.float | None = None,
+        upper_bound: builtins.float | None = None,
+    ) -> flags.FlagHolder[Any]:
+        bounds = (lower_bound, upper_bound)
+        return flags.DEFINE_float(name, default, help, *bounds, flag_values=self.values)
+
+    def bool(self, name: str, default: builtins.bool, help: str) -> flags.FlagHolder[Any]:
+        return flags.DEFINE_bool(name, default, help, flag_values=self.values)
+
+    def list(self, name: str, default: Sequence[str], help: str) -> flags.FlagHolder[Any]:
+        return flags.DEFINE_list(name, [*default], help, flag_values=self.values)
+
+    def enum(
+        self, name: str, default: str | None, choices: Sequence[str], help: str
+    ) -> flags.FlagHolder[Any]:
+        return flags.DEFINE_enum(name, default, choices, help, flag_values=self.values)
+
+    def multi_string(self, name: str, default: Sequence[str], help: str) -> flags.FlagHolder[Any]:
+        return flags.DEFINE_multi_string(name, default, help, flag_values=self.values)
+
+    def multi_enum(
+        self, name: str, default: Sequence[str], choices: Sequence[str], help: str
+    ) -> flags.FlagHolder[Any]:
+        return flags.DEFINE_multi_enum(name, default, choices, help, flag_values=self.values)
+
+    def help(self) -> str:
+        """All of them with their defaults."""
+        own, _, _ = self.values.get_help().partition("\nabsl.flags:")
+        return own.strip().partition("\n")[2].rstrip()
+
+
 def run(
     main: Callable[..., None],
-    argv: list[str] | None = None,
+    own: Flags | None = None,
+    *,
     prints_only: bool = True,
     own_options: bool = False,
 ) -> None:
-    """Parses flags, calls ``main`` with the config overrides, exits with the code.
+    """Parses the command's flags ``own``, calls ``main`` with the config overrides, exits with the
+    code.
 
     ``prints_only``: what the command is for is what it prints, so it ends when nobody reads that
     any more; otherwise (training, preparing) it goes on in silence. ``own_options``: the options
     are another program's; ``main`` gets the overrides and the other arguments, --help among them.
     """
-    arguments = list(sys.argv if argv is None else argv)
+    arguments, own = list(sys.argv), own or Flags()
     asks_for_help = any(argument in HELP for argument in arguments[1:])
     if not prints_only and not asks_for_help:
         sys.stdout, sys.stderr = _Unread(sys.stdout), _Unread(sys.stderr)
@@ -42,7 +96,7 @@ def run(
     logging.getLogger("jax").setLevel(logging.ERROR)
     try:
         if asks_for_help and not own_options:
-            print(_help(main), flush=True)
+            print(_help(main, own), flush=True)
             return
         overrides, rest = split_overrides([_expanded(argument) for argument in arguments])
         if own_options:
@@ -50,7 +104,7 @@ def run(
             sys.stdout.flush()
             return
         try:
-            extra = flags.FLAGS(rest)[1:]
+            extra = own.values(rest)[1:]
         except flags.Error as error:
             raise UserError(" ".join(str(error).split())) from error
         if extra:
@@ -76,10 +130,10 @@ def run(
         _exit("interrupted; the same command goes on from what was saved", 128 + signal.SIGINT)
 
 
-def _help(main: Callable[[dict[str, str]], None]) -> str:
+def _help(main: Callable[[dict[str, str]], None], own: Flags) -> str:
     """A command's docstring, flags and, where it takes a config, the keys."""
-    said = f"{sys.modules[main.__module__].__doc__}\n{flags.FLAGS.main_module_help()}"
-    if "config" in flags.FLAGS:
+    said = f"{sys.modules[main.__module__].__doc__}\n{own.help()}"
+    if "config" in own.values:
         return (
             f"{said}\n  --config.KEY=VALUE: overrides a key of the config, one of\n"
             f"{reference.plain()}"

@@ -54,6 +54,19 @@ def causal_attention(
     return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(q_BTHK.shape)
 
 
+def attention_weights(q_BTHK: Array, k_BSGK: Array, segment_ids_BS: Array | None) -> Array:
+    """p_BHTS of causal_attention, float32: what each token takes of each, to be looked at."""
+    batch, length, heads, size = q_BTHK.shape
+    groups = k_BSGK.shape[2]
+    q_BTGRK = (q_BTHK * size**-0.5).reshape(batch, length, groups, heads // groups, size)
+    scores_BGRTS = jnp.einsum(
+        "btgrk,bsgk->bgrts", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32
+    )
+    mask_B1TS = causal_mask(length, length, segment_ids_BS)
+    scores_BHTS = scores_BGRTS.reshape(batch, heads, length, length)
+    return jax.nn.softmax(jnp.where(mask_B1TS, scores_BHTS, _MASKED))
+
+
 def attend_to_cache(
     q_BTHK: Array,
     new_k_BTGK: Array,

@@ -30,6 +30,7 @@ KERNELS = {
     "gate": ("embed", "mlp"),
     "down": ("mlp", "embed"),
 }
+SHOWN = "intermediates"  # Flax leaves it out of what `init` makes.
 # Of activations whose layout over devices is fixed: their logical axes.
 LAYOUTS = {
     "stream": ("batch", "length", "activation_embed"),
@@ -60,6 +61,13 @@ class NamedAxes(nn.LogicallyPartitioned):
 def partitioned(init: Callable[..., Array], *logical_axes: str | None) -> Callable[..., Any]:
     """An initialiser whose parameter carries logical axis names."""
     return lambda *args: NamedAxes(init(*args), logical_axes)
+
+
+def show(module: nn.Module, name: str, make: Callable[[], Array]) -> None:
+    """Leaves what ``make`` makes in Flax's collection `intermediates` of a pass that is asked for
+    it (models/inside.py); otherwise nothing is made."""
+    if module.is_mutable_collection(SHOWN):
+        module.sow(SHOWN, name, make(), reduce_fn=lambda _, new: new, init_fn=lambda: None)
 
 
 def placed(config: ModelConfig, x: Array, name: str) -> Array:

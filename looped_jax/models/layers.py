@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from looped_jax.models.attention import attend_to_cache
+from looped_jax.models.attention import attend_to_cache, attention_weights
 from looped_jax.models.attention_kernels import attention
 from looped_jax.models.config import ModelConfig
-from looped_jax.models.execution import dense, partitioned, placed, storing_derivative
+from looped_jax.models.execution import dense, partitioned, placed, show, storing_derivative
 
 Array = jax.Array
 Rotation = tuple[Array, Array] | None
@@ -164,6 +164,8 @@ class Attention(nn.Module):
             kernel = "xla" if self.is_initializing() else inputs.kernel or config.attention
             out_BTHK = attention(kernel, q_BTHK, k_BTGK, v_BTGK, inputs.segment_ids_BT)
             out_BTHK = placed(config, out_BTHK, "attended")
+            documents = inputs.segment_ids_BT
+            show(self, "weights", lambda: attention_weights(q_BTHK, k_BTGK, documents))
         else:
             assert at is not None and inputs.seen_BS is not None
             k_BGSK, v_BGSK = (_part(x, *at) for x in (inputs.cache.k, inputs.cache.v))

@@ -10,26 +10,26 @@ With --run: the accuracy of a trained model of group composition or p-hop by the
 evaluation, beside that of the construction for the same task. --figure=FILE.png draws.
 """
 
-from absl import flags
 from etils import epath
 
 from looped_jax.config import cli
 from looped_jax.errors import RunError, UserError
 
 _NAMES = ["group_composition", "p_hop", "simulate_depth", "chain_of_thought"]
-_CONSTRUCTION = flags.DEFINE_enum("construction", None, _NAMES, "What to verify.")
-_GROUP = flags.DEFINE_string("group", "s3", "z<m>, d<k>, s<k>, a<k> or products, z2*s3.")
-_N = flags.DEFINE_integer("n", 8, "Elements, or characters.")
-_P = flags.DEFINE_integer("p", 4, "Hops.")
-_ALPHABET = flags.DEFINE_integer("alphabet", 4, "Characters to choose from.")
-_PLAN = flags.DEFINE_string("plan", "3x2", "Of the model that is simulated.")
-_M = flags.DEFINE_integer("m", 8, "Tokens of chain of thought.")
-_CASES = flags.DEFINE_integer("cases", 64, "Random inputs.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of inputs and random models.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Compute type.")
-_RUN = flags.DEFINE_string("run", "", "A trained run to compare with the construction.")
-_LOOPS = flags.DEFINE_integer("max_loops", 8, "With --run: loops at evaluation.", lower_bound=1)
-_FIGURE = flags.DEFINE_string("figure", "", "PNG file to draw.")
+_FLAGS = cli.Flags()
+_CONSTRUCTION = _FLAGS.enum("construction", None, _NAMES, "What to verify.")
+_GROUP = _FLAGS.string("group", "s3", "z<m>, d<k>, s<k>, a<k> or products, z2*s3.")
+_N = _FLAGS.integer("n", 8, "Elements, or characters.")
+_P = _FLAGS.integer("p", 4, "Hops.")
+_ALPHABET = _FLAGS.integer("alphabet", 4, "Characters to choose from.")
+_PLAN = _FLAGS.string("plan", "3x2", "Of the model that is simulated.")
+_M = _FLAGS.integer("m", 8, "Tokens of chain of thought.")
+_CASES = _FLAGS.integer("cases", 64, "Random inputs.", lower_bound=1)
+_SEED = _FLAGS.integer("seed", 0, "Of inputs and random models.")
+_DTYPE = _FLAGS.enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Compute type.")
+_RUN = _FLAGS.string("run", "", "A trained run to compare with the construction.")
+_LOOPS = _FLAGS.integer("max_loops", 8, "With --run: loops at evaluation.", lower_bound=1)
+_FIGURE = _FLAGS.string("figure", "", "PNG file to draw.")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -112,4 +112,4 @@ def _write(picture: bytes) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

@@ -295,6 +295,18 @@ def test_flops_of_a_run_are_those_of_its_own_batch(tmp_path: pathlib.Path) -> No
     assert of_step[0] == of_step[1]
 
 
+def test_flops_of_a_run_that_grows_are_those_of_the_depths_that_it_had(
+    tmp_path: pathlib.Path,
+) -> None:
+    last = {"eval/group_z7_n4/accuracy": 0.5}
+    of_depth = {n: planned_step_flops(small_config(model__plan=f"{n}x1")) for n in (2, 4)}
+    for step, expected in ((4, 4 * of_depth[2]), (12, 4 * of_depth[2] + 8 * of_depth[4])):
+        grown = dict(model__plan="4x1", stacking__block=2, train__steps=12)
+        write_run(tmp_path / str(step), [{"step": step, **last}], **grown)
+        (record,), _ = find_runs([str(tmp_path / str(step))])
+        assert record.flops == expected
+
+
 def test_a_run_that_is_named_twice_counts_once(tmp_path: pathlib.Path) -> None:
     family(tmp_path)
     records, _ = find_runs([str(tmp_path), str(tmp_path / "1x1")])

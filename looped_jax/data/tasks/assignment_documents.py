@@ -26,16 +26,16 @@ from typing import Any
 
 import numpy as np
 import zstandard
-from absl import flags
 
 from looped_jax.config import cli
 from looped_jax.data.tasks.downstream import TASKS
 from looped_jax.data.tasks.varassign import LARGEST
 from looped_jax.errors import UserError
 
-_OUT = flags.DEFINE_string("out", "runs/programs", "Folder to write to.")
-_DOCUMENTS = flags.DEFINE_integer("documents", 100_000, "Documents to train on.", lower_bound=8)
-_DEPTHS = flags.DEFINE_multi_enum("depth", ["0", "1"], ["0", "1"], "Depth of the programs.")
+_FLAGS = cli.Flags()
+_OUT = _FLAGS.string("out", "runs/programs", "Folder to write to.")
+_DOCUMENTS = _FLAGS.integer("documents", 100_000, "Documents to train on.", lower_bound=8)
+_DEPTHS = _FLAGS.multi_enum("depth", ["0", "1"], ["0", "1"], "Depth of the programs.")
 
 VALIDATION = 200  # Documents of each depth.
 QUESTIONS = 12  # About a program.
@@ -149,4 +149,4 @@ def main(overrides: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, _FLAGS)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
+from looped_jax.models.execution import SHOWN
 from looped_jax.models.layer_kinds import layer_class
 from looped_jax.models.layers import Array, LayerInputs
 from looped_jax.models.loop_plan import Segment
@@ -228,7 +229,7 @@ class LoopedSegment(nn.Module):
         scan = nn.scan(
             remat(self.config, one_loop, "loop", prevent_cse=unroll),
             variable_broadcast="params",
-            variable_axes={PER_LOOP: 0},
+            variable_axes={PER_LOOP: 0, SHOWN: 0},
             split_rngs={"params": False, PER_LOOP: True},
             in_axes=(0, nn.broadcast),
             length=run.loops,

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 
 from looped_jax.models.config import ModelConfig
+from looped_jax.models.execution import SHOWN, show
 from looped_jax.models.layers import Array, KeyValues, Layer, LayerInputs
 from looped_jax.models.loop_plan import Segment
 from looped_jax.models.loops.base import PER_LOOP
@@ -64,6 +65,7 @@ class LayerStep(nn.Module):
         made = self.layer_class(self.config, self.keep, name="layer")
         entered = x_BTD if self.entered else None
         x_BTD, kept = made(x_BTD, inputs, (loop, layer))
+        show(self, "stream", lambda: x_BTD)
         return x_BTD, (kept, entered)
 
 
@@ -80,7 +82,7 @@ def stack_of(
     return nn.scan(
         # Inside a rolled scan XLA cannot merge the recomputation with the original.
         remat(config, LayerStep, "layer", prevent_cse=unroll),
-        variable_axes={"params": 0, PER_LOOP: 0},
+        variable_axes={"params": 0, PER_LOOP: 0, SHOWN: 0},
         split_rngs={"params": True, PER_LOOP: True},
         in_axes=(0, nn.broadcast, nn.broadcast),
         length=segment.layers,

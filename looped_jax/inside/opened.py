@@ -1,0 +1,186 @@
+"""A trained model in Python: what it says, its states and attention, generation, scores.
+
+    import looped_jax
+
+    model = looped_jax.load("runs/quickstart/looped")
+    model.states("a b c")[-1]  # The stream after the last loop, [B, T, D].
+
+No command line is needed, and none of the commands' modules is imported.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from looped_jax.data.rows import PAD
+from looped_jax.inference.generator import Generator, Scored, bucket, check_prompts
+from looped_jax.inference.policy import Policy
+from looped_jax.inference.sampling import Sampling
+from looped_jax.inference.text import complete, pair_ids, prompt_ids
+from looped_jax.inside.passes import Seen, check_shown, jitted_look, watched_segment
+from looped_jax.models.loop_plan import LoopPlan
+from looped_jax.models.transformer import LoopedTransformer, check_loops
+from looped_jax.parallel.mesh import BATCH_AXES
+from looped_jax.training.run import OpenRun, open_run
+
+# A text, texts, the ids of one row, or of several.
+Given = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A model with the parameters of one checkpoint. ``loops``: in place of the plan's.
+
+    Arrays that come out are NumPy's, float32, [B, T, …] with T the tokens of the longest row;
+    places behind a shorter row's end mean nothing. What goes in is a text, a list of texts, the ids
+    of a row, or a list of rows of ids; UserError for one that is empty or longer than the model
+    reads, or not in its vocabulary.
+    """
+
+    run: OpenRun
+    params: Any
+    loops: int | None = None
+
+    @property
+    def model(self) -> LoopedTransformer:
+        return self.run.job.model
+
+    @property
+    def plan(self) -> LoopPlan:
+        return self.model.config.plan
+
+    @property
+    def step(self) -> int:
+        return self.run.step
+
+    @property
+    def vocabulary(self) -> Any:
+        return self.run.job.data.vocabulary
+
+    def with_loops(self, loops: int | None) -> "Opened":
+        """The same model at another loop count. UserError for one that it cannot have."""
+        check_loops(self.model, loops)
+        return dataclasses.replace(self, loops=loops)
+
+    def tokens(self, given: Given) -> list[list[int]]:
+        """The ids of each row, of a text with what its vocabulary puts in front."""
+        if isinstance(given, str):
+            given = [given]
+        rows: Any = given
+        if len(rows) and isinstance(rows[0], (int, np.integer)):
+            rows = [rows]
+        ids = [
+            prompt_ids(self.vocabulary, row) if isinstance(row, str) else [int(i) for i in row]
+            for row in rows
+        ]
+        check_prompts(ids, self.model.config.max_length)
+        return ids
+
+    def logits(self, given: Given) -> np.ndarray:
+        """[B, T, V]: of each token, what comes next; V are the ids in use."""
+        return self._seen(given, None, says=True).logits_BTV
+
+    def states(
+        self, given: Given, *, layers: bool = False, segment: int | None = None
+    ) -> np.ndarray:
+        """[L, B, T, D]: the stream after every loop of the looped segment (or ``segment``, counted
+        from 0); with ``layers`` [L, k, B, T, D], after every layer of every loop."""
+        seen = self._seen(given, segment, states=not layers, layers=layers)
+        return seen.layers_LkBTD if layers else seen.states_LBTD
+
+    def attention(self, given: Given, *, segment: int | None = None) -> np.ndarray:
+        """[L, k, B, H, T, T]: what each token (second to last axis) takes of each."""
+        return self._seen(given, segment, weights=True).weights_LkBHTS
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        max_tokens: int = 32,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stops: Sequence[str] = (),
+        exit: str = "none",
+        cache: str = "per_loop",
+    ) -> list[str]:
+        """What follows each prompt, up to a stop text or the end of the document. ``exit``,
+        ``cache``: as --exit and --cache of looped_jax.generate."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        sampling = Sampling(temperature, top_k, top_p)
+        generator = self._generator(min(16, len(prompts)), exit, cache)
+        given: dict[str, Any] = {"stops": stops, "sampling": sampling, "seed": seed}
+        return complete(generator, self.vocabulary, prompts, max_tokens, **given)
+
+    def score(
+        self, pairs: Sequence[tuple[str, str]], *, exit: str = "none", cache: str = "per_loop"
+    ) -> list[Scored]:
+        """Log-likelihoods of continuations after their contexts, token by token."""
+        ids = [pair_ids(self.vocabulary, *pair) for pair in pairs]
+        return self._generator(min(16, len(ids)), exit, cache).score(ids)
+
+    def _generator(self, rows: int, exit: str, cache: str) -> Generator:
+        job = self.run.job
+        policy = Policy.parse(cache, exit, "none")
+        policy.check(self.model.config, self.loops)
+        return Generator(
+            *(job.model, self.params, job.mesh, job.rules, self.loops),
+            batch_size=max(1, rows),
+            policy=policy,
+            eos=self.vocabulary.eos,
+        )
+
+    def _seen(self, given: Given, segment: int | None, **asked: bool) -> Any:
+        """A pass of these rows, cut to their length."""
+        config, job = self.model.config, self.run.job
+        rows = self.tokens(given)
+        number = watched_segment(config, segment)
+        if asked.get("layers") or asked.get("weights"):
+            check_shown(config, number)
+        longest, shards = max(map(len, rows)), self._shards
+        length = min(bucket(longest), config.max_length)
+        tokens_BT = np.full((shards * -(-len(rows) // shards), length), PAD, np.int32)
+        ids_BT = np.zeros_like(tokens_BT)
+        for place, row in enumerate(rows):
+            tokens_BT[place, : len(row)] = row
+            ids_BT[place, : len(row)] = 1
+        with job.context():
+            options: dict[str, Any] = {"segment": number, "loops": self.loops, **asked}
+            seen = jax.device_get(
+                jitted_look(self.model, self.params, tokens_BT, ids_BT, **options)
+            )
+        count = len(rows)
+        cut = {
+            "logits_BTV": lambda x: x[:count, :longest],
+            "states_LBTD": lambda x: x[:, :count, :longest],
+            "layers_LkBTD": lambda x: x[:, :, :count, :longest],
+            "weights_LkBHTS": lambda x: x[:, :, :count, :, :longest, :longest],
+        }
+        there = {name: getattr(seen, name) for name in cut}
+        return Seen(**{n: None if x is None else cut[n](x) for n, x in there.items()})
+
+    @functools.cached_property
+    def _shards(self) -> int:
+        """Over how many parts of the mesh rows are split."""
+        return int(np.prod([self.run.job.mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def load(
+    workdir: Any,
+    step: int | None = None,
+    loops: int | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Opened:
+    """The model of a run: at its newest checkpoint, or that of ``step``; at ``loops`` in place of
+    the plan's. ``overrides``: keys of its config, as on the command line.
+
+    UserError if there is no such run or checkpoint, or the model cannot have so many loops.
+    """
+    run = open_run(str(workdir), step, overrides)
+    check_loops(run.job.model, loops)
+    return Opened(run, run.parameters(), loops)
