@@ -24,6 +24,7 @@ from looped_jax.evaluation import loop_watch
 from looped_jax.evaluation.intervals import ratio_interval
 from looped_jax.inference.forced import forced, prompts_of, read_at_once
 from looped_jax.inference.policy import EXACT, Policy
+from looped_jax.models.loops.base import Intervention
 from looped_jax.models.loops.segment import NOTHING
 from looped_jax.models.loss import token_scores
 from looped_jax.models.transformer import LoopedTransformer, batch_forward
@@ -38,6 +39,7 @@ def row_sums(
     documents: int,
     policy: Policy = EXACT,
     watch: bool = False,
+    intervention: Intervention | None = None,
 ) -> dict[str, Any]:
     """Sums over a batch: rows with an answer and rows right; cross-entropy, weight and bytes of
     text, each as an array over ``documents``; where tokens differ in their loops (an exit, or
@@ -46,7 +48,8 @@ def row_sums(
     """
     if read_at_once(policy):
         wanted = loop_watch.wanted(model.config) if watch else NOTHING
-        output = batch_forward(model, params, batch, loops=loops, exit=policy.exit, wanted=wanted)
+        asked = {"exit": policy.exit, "wanted": wanted, "intervention": intervention}
+        output = batch_forward(model, params, batch, loops=loops, **asked)
     else:
         rows = (batch["tokens"], batch["segment_ids"], batch["positions"], prompts(batch))
         output = forced(model, params, *rows, loops, policy)
@@ -115,7 +118,8 @@ class HeldOut:
 
 class Evaluator:
     """Evaluates parameters of one model; compiled once per number of documents. With ``watch`` it
-    also says what loops do, see evaluation/loop_watch.py; a ``policy`` and that do not go together.
+    also says what loops do, see evaluation/loop_watch.py; with an ``intervention`` the model is
+    so changed. A ``policy`` goes with neither.
     With a cache that loops share, rows are read as decoding reads them (inference/forced.py).
     """
 
@@ -127,8 +131,9 @@ class Evaluator:
         loops: int | None = None,
         policy: Policy = EXACT,
         watch: bool = False,
+        intervention: Intervention | None = None,
     ):
-        assert policy == EXACT or not watch
+        assert policy == EXACT or not (watch or intervention)
         if not read_at_once(policy):
             # As a Generator has it: single tokens have no kernels and are not split over devices.
             model = LoopedTransformer(dataclasses.replace(model.config, attention="xla"))
@@ -137,7 +142,7 @@ class Evaluator:
         self._context = functools.partial(mesh_context, mesh, rules, model.config.dtype)
         self._sums = jax.jit(
             lambda params, batch, count: row_sums(
-                model, params, batch, loops, count, policy, watch
+                model, params, batch, loops, count, policy, watch, intervention
             ),
             static_argnums=2,
             out_shardings=replicated(mesh),  # Every process reads the sums.

@@ -17,14 +17,25 @@ import jax
 import numpy as np
 
 from looped_jax.data.rows import PAD
+from looped_jax.errors import UserError
+from looped_jax.evaluation.held_out import Evaluator
 from looped_jax.inference.generator import Generator, Scored, bucket, check_prompts
 from looped_jax.inference.policy import Policy
 from looped_jax.inference.sampling import Sampling
 from looped_jax.inference.text import complete, pair_ids, prompt_ids
+from looped_jax.inside.interventions import (
+    Change,
+    Patch,
+    check,
+    intervention,
+    loops_of,
+    parse,
+)
 from looped_jax.inside.passes import Seen, check_shown, jitted_look, watched_segment
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.transformer import LoopedTransformer, check_loops
 from looped_jax.parallel.mesh import BATCH_AXES
+from looped_jax.training.evaluations import held_out_sets
 from looped_jax.training.run import OpenRun, open_run
 
 # A text, texts, the ids of one row, or of several.
@@ -44,6 +55,8 @@ class Opened:
     run: OpenRun
     params: Any
     loops: int | None = None
+    changes: tuple[Change, ...] = ()
+    patches: tuple[Patch, ...] = ()
 
     @property
     def model(self) -> LoopedTransformer:
@@ -64,7 +77,41 @@ class Opened:
     def with_loops(self, loops: int | None) -> "Opened":
         """The same model at another loop count. UserError for one that it cannot have."""
         check_loops(self.model, loops)
+        if self.changes:
+            check(self.model.config, self.changes, loops)
         return dataclasses.replace(self, loops=loops)
+
+    def intervened(self, text: str) -> "Opened":
+        """The same model with changes inside its loops, in the form that inside/interventions.py
+        says; they hold for logits, states, attention and `evaluate`. UserError for one that this
+        model cannot have."""
+        changes = (*self.changes, *parse(text))
+        check(self.model.config, changes, self.loops)
+        check_loops(self.model, loops_of(changes, self.loops))
+        return dataclasses.replace(self, changes=changes)
+
+    def patched(self, given: Given, loop: int, places: Sequence[int]) -> "Opened":
+        """The same model, in which after loop ``loop`` (counted from 1) the streams at these places
+        (from 0) are those that ``given``, as many rows as will be asked or one, has there."""
+        check(self.model.config, [Change("skip", (loop - 1,))], self.loops)
+        states_BTD = self.states(given)[loop - 1]
+        if beyond := [place for place in places if not 0 <= place < states_BTD.shape[1]]:
+            raise UserError(f"place {beyond[0]}: the rows have {states_BTD.shape[1]} tokens")
+        streams_BPD = states_BTD[:, list(places)]
+        patch = Patch(streams_BPD, loop - 1, tuple(places))
+        return dataclasses.replace(self, patches=(*self.patches, patch))
+
+    def evaluate(self, split: str = "validation") -> dict[str, float]:
+        """What looped_jax.evaluate says of held-out rows of the run's tasks."""
+        job = self.run.job
+        evaluator = Evaluator(
+            *(job.model, job.mesh, job.rules, loops_of(self.changes, self.loops)),
+            intervention=intervention(self.changes, self.patches),
+        )
+        found: dict[str, float] = {}
+        for held_out in held_out_sets(job, split):
+            found |= evaluator(self.params, held_out) or {}
+        return found
 
     def tokens(self, given: Given) -> list[list[int]]:
         """The ids of each row, of a text with what its vocabulary puts in front."""
@@ -126,6 +173,8 @@ class Opened:
 
     def _generator(self, rows: int, exit: str, cache: str) -> Generator:
         job = self.run.job
+        if self.changes or self.patches:
+            raise UserError("interventions are for logits, states, attention and evaluate")
         policy = Policy.parse(cache, exit, "none")
         policy.check(self.model.config, self.loops)
         return Generator(
@@ -150,10 +199,10 @@ class Opened:
             tokens_BT[place, : len(row)] = row
             ids_BT[place, : len(row)] = 1
         with job.context():
-            options: dict[str, Any] = {"segment": number, "loops": self.loops, **asked}
-            seen = jax.device_get(
-                jitted_look(self.model, self.params, tokens_BT, ids_BT, **options)
-            )
+            what: dict[str, Any] = {"segment": number, "loops": self.loops, **asked}
+            what |= {"changes": self.changes, "patches": self._patches(len(tokens_BT))}
+            seen = jitted_look(self.model, self.params, tokens_BT, ids_BT, **what)
+            seen = jax.device_get(seen)
         count = len(rows)
         cut = {
             "logits_BTV": lambda x: x[:count, :longest],
@@ -163,6 +212,14 @@ class Opened:
         }
         there = {name: getattr(seen, name) for name in cut}
         return Seen(**{n: None if x is None else cut[n](x) for n, x in there.items()})
+
+    def _patches(self, rows: int) -> tuple[Patch, ...]:
+        """For so many rows; those behind the patch's own take its last one's."""
+        found = []
+        for patch in self.patches:
+            own = np.minimum(np.arange(rows), len(patch.streams_BPD) - 1)
+            found.append(patch.replace(streams_BPD=patch.streams_BPD[own]))
+        return tuple(found)
 
     @functools.cached_property
     def _shards(self) -> int:

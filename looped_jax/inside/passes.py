@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from looped_jax.errors import UserError
+from looped_jax.inside.interventions import Change, Patch, intervention, loops_of
 from looped_jax.models.config import ModelConfig
 from looped_jax.models.execution import SHOWN
 from looped_jax.models.layers import Array
@@ -68,9 +69,13 @@ def look(
     layers: bool = False,
     weights: bool = False,
     says: bool = False,
+    changes: tuple[Change, ...] = (),
+    patches: tuple[Patch, ...] = (),
 ) -> Seen:
-    """A pass with what is asked for of ``segment``; ``says``: the logits."""
-    asked: dict[str, Any] = {"loops": loops, "wanted": Wanted(states=states)}
+    """A pass with what is asked for of ``segment``; ``says``: the logits. ``changes`` and
+    ``patches``: see inside/interventions.py."""
+    asked: dict[str, Any] = {"loops": loops_of(changes, loops), "wanted": Wanted(states=states)}
+    asked["intervention"] = intervention(changes, patches)
     shown: Any = {}
     if layers or weights:
         asked["mutable"] = [SHOWN]
@@ -94,5 +99,5 @@ def _ids(config: ModelConfig) -> int:
 jitted_look = jax.jit(
     look,
     static_argnums=0,
-    static_argnames=("segment", "loops", "states", "layers", "weights", "says"),
+    static_argnames=("segment", "loops", "states", "layers", "weights", "says", "changes"),
 )

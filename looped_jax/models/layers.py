@@ -39,7 +39,9 @@ class LayerInputs(struct.PyTreeNode):
     its own part at once (a scan over it would copy each loop's part first, then each layer's);
     ``seen_BS`` tells the places in use. ``extra``: what a kind of loop tells its layers of the
     loop (LoopVariant.layer_inputs), arrays that are broadcast to [B, T, …]. ``kernel``: that of
-    attention, where the model's is not for so many tokens.
+    attention, where the model's is not for so many tokens. ``change``: of the stream before and
+    after a layer, the loop's number and the layer's, what stands in the place of the second
+    (models/loops/base.py, Intervention).
     """
 
     rotation: Rotation
@@ -49,6 +51,7 @@ class LayerInputs(struct.PyTreeNode):
     seen_BS: Array | None = None
     extra: dict[str, Any] = struct.field(default_factory=dict)
     kernel: str | None = struct.field(pytree_node=False, default=None)
+    change: Callable[..., Array] | None = struct.field(pytree_node=False, default=None)
 
 
 def is_token(segment_ids_BT: Array | None, like_BTD: Array) -> Array:

@@ -16,7 +16,13 @@ from looped_jax.models.config import ModelConfig
 from looped_jax.models.execution import laid_out, looked_up, partitioned, placed
 from looped_jax.models.layers import Array, KeyValues, LayerInputs, norm, rope_angles
 from looped_jax.models.loops import chosen
-from looped_jax.models.loops.base import LoopOutput, collections, init_keys, parameters
+from looped_jax.models.loops.base import (
+    Intervention,
+    LoopOutput,
+    collections,
+    init_keys,
+    parameters,
+)
 from looped_jax.models.loops.exits import ExitRule
 from looped_jax.models.loops.segment import NOTHING, LoopedSegment, Wanted
 from looped_jax.models.ngpt import kept_init, scaled_kernel
@@ -94,6 +100,7 @@ class LoopedTransformer(nn.Module):
         exit: ExitRule | None = None,
         sizes_BS: Array | None = None,
         train: bool = False,
+        intervention: Intervention | None = None,
     ) -> Output:
         """One pass. `forward`, below, calls it with a tree of parameters.
 
@@ -114,6 +121,8 @@ class LoopedTransformer(nn.Module):
           sizes_BS: float32, sizes of the steps in place of the loops, as data, 0 behind the last;
             all rows have as many (models/loops/trajectory.py).
           train: whether kinds of loops that have other rules for training go by these (static).
+          intervention: what is changed inside looped segments; with its `order` ``loops`` is how
+            many that has (models/loops/base.py).
         """
         config = self.config
         if exit is not None:
@@ -150,7 +159,7 @@ class LoopedTransformer(nn.Module):
                 inputs = inference.given(inputs, index)
             rule = exit if segment.trained_loops > 1 else None
             x_BTD, output = LoopedSegment(config, segment, wanted, rule, name=name)(
-                x_BTD, inputs, loops_B, look, sizes_BS, train
+                x_BTD, inputs, loops_B, look, sizes_BS, train, intervention
             )
             outputs.append(output)
 

@@ -91,6 +91,21 @@ class Trajectory(struct.PyTreeNode):
         return start_B[:, None], size_B[:, None]
 
 
+class Intervention(NamedTuple):
+    """What is changed in the looped segments of a pass, to see what depends on it
+    (looped_jax/inside/interventions.py).
+
+    order: the numbers of the loops that are gone through, from 0, in place of 0, 1, …, L - 1.
+    loop: of the stream with which a loop begins and ends, [B, T, D], and its number, int32, what
+      stands in the place of the second.
+    layer: the same of a layer, with its number behind the loop's.
+    """
+
+    order: tuple[int, ...] | None = None
+    loop: Callable[[Array, Array, Array], Array] | None = None
+    layer: Callable[[Array, Array, Array, Array], Array] | None = None
+
+
 class LoopContext(struct.PyTreeNode):
     """What is the same in all loops of a segment: its input, what its layers are given, the number
     of loops, what variants compute once for all of them, arrays [B, …], loop counts or a trajectory
@@ -101,6 +116,7 @@ class LoopContext(struct.PyTreeNode):
     layers: k.
     trained: the plan's number of loops, for which there are parameters.
     train: whether the pass is one of training, for kinds of loops that have other rules there.
+    intervention: what is changed in it, if anything is.
     """
 
     x0_BTD: Array
@@ -114,6 +130,7 @@ class LoopContext(struct.PyTreeNode):
     layers: int = struct.field(pytree_node=False, default=1)
     trained: int = struct.field(pytree_node=False, default=1)
     train: bool = struct.field(pytree_node=False, default=False)
+    intervention: Intervention | None = struct.field(pytree_node=False, default=None)
 
     @property
     def token_BT(self) -> Array:

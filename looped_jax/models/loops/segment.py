@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from looped_jax.errors import UserError
 from looped_jax.models.config import ModelConfig
@@ -25,6 +26,7 @@ from looped_jax.models.loops.active import among, gathered, put_back, seen_in
 from looped_jax.models.loops.base import (
     PER_LOOP,
     Counts,
+    Intervention,
     LoopContext,
     LoopOutput,
     LoopState,
@@ -92,13 +94,15 @@ class LoopedSegment(nn.Module):
         look: Callable[[Array], Any] | None = None,
         sizes_BS: Array | None = None,
         train: bool = False,
+        intervention: Intervention | None = None,
     ) -> tuple[Array, LoopOutput]:
         """The stream after all loops, and what was wanted of each, [L, …]. With ``loops_B``, loop
         counts of the rows that are data, or ``sizes_BS``, the sizes of loops (Trajectory.of),
-        nothing is wanted. ``look``, ``train``: see LoopContext; what is not looped has none."""
+        nothing is wanted. ``look``, ``train``, ``intervention``: see LoopContext; what is not
+        looped has none."""
         counts = trajectory = None
         if self.segment.trained_loops == 1:
-            look = None
+            look = intervention = None
         elif loops_B is not None:
             counts = Counts(loops_B, jnp.max(loops_B), self.config.gradient_loops)
         elif sizes_BS is not None:
@@ -113,7 +117,10 @@ class LoopedSegment(nn.Module):
             layers=self.segment.layers,
             trained=self.segment.trained_loops,
             train=train,
+            intervention=intervention,
         )
+        if intervention is not None and intervention.layer is not None:
+            context = context.replace(inputs=inputs.replace(change=intervention.layer))
         for _, variant in self.variants():
             context = variant.prepare(context)
         state = self.start(context)
@@ -152,7 +159,7 @@ class LoopedSegment(nn.Module):
     ) -> tuple[LoopState, LoopOutput]:
         """One pass through k layers: the block f, of context.kind. With ``places``, the number of
         active tokens of each row, only these go through the layers."""
-        before_BTD = state.x_BTD
+        before_BTD = begun_BTD = state.x_BTD
         for _, variant in self.variants():
             before_BTD = variant.updated(before_BTD, state, context)
         for _, variant in self.variants():
@@ -182,6 +189,8 @@ class LoopedSegment(nn.Module):
         for _, variant in reversed(self.variants()):
             state = variant.leave(state, context, loop)
         state = state.replace(entered=None)
+        if context.intervention is not None and context.intervention.loop is not None:
+            state = state.replace(x_BTD=context.intervention.loop(begun_BTD, state.x_BTD, loop))
         wanted, emitted = self.wanted, {}
         if wanted.emitted:
             found = {option: variant.emit(state, loop) for option, variant in self.variants()}
@@ -238,13 +247,19 @@ class LoopedSegment(nn.Module):
             # As in stack_of; here shared parameters are made by it.
             check_constancy_invariants=self.is_initializing(),
         )
-        if (run.loops != trained or loops != trained) and not self.is_initializing():
+        here: Any = slice(first, first + run.loops)
+        order = None if context.intervention is None else context.intervention.order
+        is_whole, most = run.loops == loops == trained, loops
+        if order is not None:
+            here, is_whole, most = np.asarray(order[here], np.int32), False, max(order) + 1
+        if not is_whole and not self.is_initializing():
 
             def own(array_L: Array) -> Array:
-                return rows_of(array_L, loops, beyond)[first : first + run.loops]
+                return rows_of(array_L, most, beyond)[here]
 
             scan = nn.map_variables(scan, PER_LOOP, lambda rows: jax.tree.map(own, rows))
-        numbers, context = jnp.arange(first, first + run.loops), context.replace(kind=run.kind)
+        numbers = jnp.arange(first, first + run.loops) if order is None else jnp.asarray(here)
+        context = context.replace(kind=run.kind)
         if run.gradient:
             return scan(self, state, numbers, context)
         scan = nn.map_variables(scan, ("params", PER_LOOP), jax.lax.stop_gradient)

@@ -64,7 +64,10 @@ class LayerStep(nn.Module):
         """One layer; ``loop`` and ``layer`` tell its place in a cache."""
         made = self.layer_class(self.config, self.keep, name="layer")
         entered = x_BTD if self.entered else None
+        before_BTD = x_BTD
         x_BTD, kept = made(x_BTD, inputs, (loop, layer))
+        if inputs.change is not None:
+            x_BTD = inputs.change(before_BTD, x_BTD, loop, layer)
         show(self, "stream", lambda: x_BTD)
         return x_BTD, (kept, entered)
 
