@@ -68,6 +68,30 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cell:
+    """Of a Grid: what is shown, how strongly it is coloured, 0 to 1, and the lines that hovering or
+    a tap shows."""
+
+    text: str
+    share: float
+    more: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A table of coloured cells under ``header``, with a name for each row; left out of the
+    Markdown."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+    note: str = ""
+
+    def markdown(self) -> str:
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Details:
     """Long text that is folded away in the page and left out of the Markdown."""
 
@@ -83,7 +107,7 @@ class Section:
     """A heading and what is under it."""
 
     title: str
-    parts: tuple[Text | Table | Figure | Details, ...]
+    parts: tuple[Text | Table | Figure | Grid | Details, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +123,7 @@ class Document:
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
         template = environment.from_string(TEMPLATE.read_text())
-        kinds = {Text: "text", Table: "table", Figure: "figure", Details: "details"}
+        kinds = {Text: "text", Table: "table", Figure: "figure", Grid: "grid", Details: "details"}
         sections = [
             (f"section-{i}", s.title, [(kinds[type(part)], part) for part in s.parts])
             for i, s in enumerate(self.sections, start=1)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from looped_jax.analysis import plots, published
-from looped_jax.analysis.document import Details, Document, Figure, Section, Table, Text
+from looped_jax.analysis.document import Details, Document, Figure, Grid, Section, Table, Text
 from looped_jax.analysis.fits import Line, ScalingLaw, alpha_ratio
 from looped_jax.analysis.groups import Model, TaskGroup, metric_curve, task_groups
 from looped_jax.analysis.loop_figures import loop_figures
@@ -21,7 +21,7 @@ from looped_jax.evaluation.intervals import binomial_interval
 from looped_jax.evaluation.metric_table import Metric, count_of, text_parts
 from looped_jax.training.run import open_run
 
-Part = Text | Table | Figure | Details
+Part = Text | Table | Figure | Grid | Details
 
 
 def build(records: Sequence[Record], missing: Sequence[str], title: str) -> Document:

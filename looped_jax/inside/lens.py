@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from looped_jax.inside.interventions import Change, intervention, loops_of
 from looped_jax.models.layers import Array
 from looped_jax.models.loops.exits import ExitRule
 from looped_jax.models.loops.segment import Wanted
@@ -58,12 +59,18 @@ def lens(
     segment: int,
     loops: int | None = None,
     top: int = 5,
+    changes: tuple[Change, ...] = (),
 ) -> tuple[Lens, Array]:
     """The lens of a looped ``segment``, and its states_LBTD, float32. ``targets_BT``: the right
-    next token of each place; what is said of places that have none means nothing."""
+    next token of each place; what is said of places that have none means nothing. ``changes``: see
+    inside/interventions.py."""
     arguments = (tokens_BT, segment_ids_BT)
     say = next_token(model, params, layer_inputs(model.config, *arguments), None)
-    whole = forward(model, params, *arguments, loops=loops)
+    asked: dict[str, Any] = {
+        "loops": loops_of(changes, loops),
+        "intervention": intervention(changes),
+    }
+    whole = forward(model, params, *arguments, **asked)
     last_BTV = jax.nn.log_softmax(logits(model.config, whole))
     last_p_BTV = jnp.exp(last_BTV)
 
@@ -83,9 +90,9 @@ def lens(
             "target_rank_LBT": 1 + jnp.sum(log_p_BTV > target_BT1, axis=-1),
         }
 
-    output = forward(
-        model, params, *arguments, loops=loops, look=look, wanted=Wanted(states=True)
-    ).segments[segment]
+    wanted = Wanted(states=True)
+    found = forward(model, params, *arguments, look=look, wanted=wanted, **asked)
+    output = found.segments[segment]
     assert output.x_BTD is not None
     states_LBTD = output.x_BTD.astype(jnp.float32)
     return Lens(**output.looked, **_changes(states_LBTD)), states_LBTD
@@ -112,6 +119,7 @@ def exit_depths(
     params: Any,
     tokens_BT: Array,
     segment_ids_BT: Array,
+    *,
     rule: ExitRule,
     loops: int | None = None,
 ) -> Array:
@@ -121,4 +129,6 @@ def exit_depths(
     return found
 
 
-jitted_lens = jax.jit(lens, static_argnums=0, static_argnames=("segment", "loops", "top"))
+jitted_lens = jax.jit(
+    lens, static_argnums=0, static_argnames=("segment", "loops", "top", "changes")
+)

@@ -191,7 +191,7 @@ class Opened:
         number = watched_segment(config, segment)
         if asked.get("layers") or asked.get("weights"):
             check_shown(config, number)
-        longest, shards = max(map(len, rows)), self._shards
+        longest, shards = max(map(len, rows)), self.shards
         length = min(bucket(longest), config.max_length)
         tokens_BT = np.full((shards * -(-len(rows) // shards), length), PAD, np.int32)
         ids_BT = np.zeros_like(tokens_BT)
@@ -222,7 +222,7 @@ class Opened:
         return tuple(found)
 
     @functools.cached_property
-    def _shards(self) -> int:
+    def shards(self) -> int:
         """Over how many parts of the mesh rows are split."""
         return int(np.prod([self.run.job.mesh.shape[axis] for axis in BATCH_AXES]))
 

@@ -72,8 +72,8 @@ def test_more_loops_than_trained_are_seen_too() -> None:
 def test_depths_are_those_at_which_the_rule_is_met() -> None:
     found, _ = seen(loops=6)
     rule = ExitRule("state", float(np.median(found.update_LBT[1:])), 2)
-    depth_BT = np.asarray(exit_depths(MODEL, PARAMS, TOKENS, ONES, rule, 6))
+    depth_BT = np.asarray(exit_depths(MODEL, PARAMS, TOKENS, ONES, rule=rule, loops=6))
     small = np.concatenate([found.update_LBT[1:] < rule.threshold, np.ones((1, 2, 9), bool)])
     np.testing.assert_array_equal(depth_BT, np.minimum(2 + small.argmax(0), 6))
     with pytest.raises(UserError, match="asks a gate"):
-        exit_depths(MODEL, PARAMS, TOKENS, ONES, ExitRule("cdf", 0.5))
+        exit_depths(MODEL, PARAMS, TOKENS, ONES, rule=ExitRule("cdf", 0.5))
