@@ -43,6 +43,7 @@ class OwnIds(Vocabulary):
             import tokenizers
         self.spec = spec
         content, description, self.bos, self.eos = _read(spec)
+        self.pad = self.eos  # Id 0 may be a word.
         self.fingerprint = _fingerprint(content, self.bos, self.eos)
         added = description["added_tokens"] = description.get("added_tokens") or []
         for token in added:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from looped_jax.data.rows import BOS, EOS, FIRST_FREE_ID
+from looped_jax.data.rows import BOS, EOS, FIRST_FREE_ID, PAD
 
 # Tokenisers take time or memory that grows faster than the text does; longer texts are
 # tokenised in parts, cut after a newline where there is one.
@@ -38,6 +38,7 @@ class Vocabulary(abc.ABC):
     first: int = FIRST_FREE_ID  # The id of piece 0.
     bos: int = BOS  # What a document begins with,
     eos: int = EOS  # and ends with.
+    pad: int = PAD  # What fills up rows in other programs.
     max_part: int = MAX_PART  # Characters that are tokenised at once.
 
     @property

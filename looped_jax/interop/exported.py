@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,8 +15,7 @@ import numpy as np
 from etils import epath
 
 from looped_jax.data.files import sha256
-from looped_jax.data.pieces import Vocabulary
-from looped_jax.data.rows import PAD
+from looped_jax.data.pieces import Bytes, Vocabulary
 from looped_jax.errors import RunError, UserError, from_extra
 from looped_jax.interop import shared
 from looped_jax.interop.gguf_file import write_gguf
@@ -42,10 +42,8 @@ def export(run: OpenRun, out: epath.Path, layout: str, loops: int | None = None)
     config = dataclasses.replace(config, plan=config.plan.with_loops(loops))
     form = layout_of(layout, config)
     vocabulary = run.job.data.vocabulary
-    if layout == "gguf" and not isinstance(vocabulary, Vocabulary):
-        raise UserError(
-            f"--layout=gguf has a tokenizer in it; the task {run.job.config.data.task} has none"
-        )
+    if layout == "gguf":
+        _check_gguf_tokenizer(vocabulary, run.job.config.data.task)
     with from_extra("hf", f"--layout={layout}"):
         import gguf  # noqa: F401
         import safetensors.numpy  # noqa: F401
@@ -80,8 +78,21 @@ def export(run: OpenRun, out: epath.Path, layout: str, loops: int | None = None)
             "config": json.loads(run.job.config.to_json_best_effort()),
         }
         (folder / ORIGIN).write_text(json.dumps(origin, indent=1) + "\n")
-        (folder / "README.md").write_text(model_card(run, config, layout, tensors))
+        (folder / "README.md").write_text(model_card(run, config, layout, tensors, loops))
     return out
+
+
+def _check_gguf_tokenizer(vocabulary: Any, task: str) -> None:
+    """UserError for one that a GGUF file cannot have with the same ids: llama.cpp cuts words by
+    rules of its own, known by name."""
+    if not isinstance(vocabulary, Vocabulary):
+        raise UserError(f"--layout=gguf has a tokenizer in it; the task {task} has none")
+    if not isinstance(vocabulary, Bytes):
+        raise UserError(
+            "--layout=gguf has tokenizers of bytes only (config.data.vocabulary='bytes', here "
+            f"{vocabulary.spec!r}); the folder that --layout=unrolled writes can be converted by "
+            "llama.cpp's own script"
+        )
 
 
 def _common(config: ModelConfig, tensors: Tensors) -> dict[str, Any]:
@@ -109,8 +120,8 @@ def _write_folder(
 
     if isinstance(vocabulary, Vocabulary):
         write_tokenizer(vocabulary, described["vocab_size"], config.max_length, folder)
-        # What pads rows is not looked at, whatever it is.
-        ids = {"bos_token_id": vocabulary.bos, "eos_token_id": vocabulary.eos, "pad_token_id": PAD}
+        # What pads rows is not looked at, but fine-tuning may leave its embedding out.
+        ids = {f"{of}_token_id": getattr(vocabulary, of) for of in ("bos", "eos", "pad")}
         described |= ids
         _json(folder / "generation_config.json", {**ids, "do_sample": False})
     _json(folder / CONFIG, described)
@@ -134,10 +145,9 @@ def whole_folder(out: epath.Path) -> Iterator[epath.Path]:
     otherwise. UserError if ``out`` holds something; RunError if it cannot be written."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out={out} is there already; choose another, or remove it")
-    partial = out.with_name(f"{out.name}.partial")
+    # A name that nobody has: what lies beside it is somebody's.
+    partial = out.with_name(f"{out.name}.partial-{secrets.token_hex(8)}")
     try:
-        if partial.exists():  # Of an export that was killed.
-            partial.rmtree()
         partial.mkdir(parents=True)
         yield partial
         if out.exists():

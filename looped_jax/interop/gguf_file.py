@@ -107,15 +107,9 @@ def write_gguf(
 
 
 def _write_tokenizer(writer: Any, tokenizer: Mapping[str, Any]) -> None:
-    """A byte-level BPE; UserError for another kind."""
+    """That of the vocabulary `bytes`."""
     import gguf
 
-    kind, cutter = tokenizer["model"]["type"], json.dumps(tokenizer.get("pre_tokenizer"))
-    if kind != "BPE" or "ByteLevel" not in cutter or '"use_regex": true' in cutter:
-        raise UserError(
-            "--layout=gguf has tokenizers of bytes only (config.data.vocabulary='bytes'); "
-            "the folder that --layout=unrolled writes can be converted by llama.cpp's own script"
-        )
     vocabulary: dict[str, int] = tokenizer["model"]["vocab"]
     tokens = [token for token, _ in sorted(vocabulary.items(), key=lambda item: item[1])]
     special = {token["id"] for token in tokenizer.get("added_tokens", ())}

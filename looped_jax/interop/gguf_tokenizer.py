@@ -19,7 +19,7 @@ from looped_jax.errors import UserError
 from looped_jax.interop.tokenizer_json import (
     BYTE_LEVEL,
     added_token,
-    bos_first,
+    before,
     bpe,
     merges_of_scores,
     write_json,
@@ -111,7 +111,7 @@ def write_gguf_tokenizer(reader: Any, out: epath.Path) -> None:
     begins = found.get("add_bos_token")
     # Where a file does not say, llama.cpp puts BOS before a text of the second kind only.
     if names["bos_token"] is not None and (kind == "llama" if begins is None else begins):
-        description["post_processor"] = bos_first(found.get("bos_token_id"), names["bos_token"])
+        description["post_processor"] = before([names["bos_token"]], [found.get("bos_token_id")])
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / FILE, description)
     write_json(

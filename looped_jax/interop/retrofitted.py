@@ -26,6 +26,7 @@ from looped_jax.interop.imported import reader_of, restored
 from looped_jax.interop.influence import block_influence
 from looped_jax.interop.layer_choice import Choice, chosen
 from looped_jax.interop.layouts import own_layers
+from looped_jax.interop.model_card import RECORD
 from looped_jax.interop.source import WEIGHTS, Source, open_folder
 from looped_jax.interop.starts import start
 from looped_jax.training.checkpoint import Checkpointer
@@ -33,7 +34,7 @@ from looped_jax.training.identity import code_version
 from looped_jax.training.job import Job, make_job
 from looped_jax.training.state import first_state, fresh_parameters
 
-TOKENIZER, RECORD = "tokenizer", "retrofit.json"
+TOKENIZER = "tokenizer"
 MOST_TOKENS = 2048  # Of a row, unless config.data.length says so; RoPE has no bound of its own.
 INFLUENCE_ROWS = 8
 

@@ -33,7 +33,12 @@ def describe(config: ModelConfig) -> dict[str, Any]:
     return {
         **llama.describe(config),
         "architectures": ["LoopedLlamaForCausalLM"],
-        "auto_map": {"AutoModelForCausalLM": f"{CODE.stem}.LoopedLlamaForCausalLM"},
+        # A type of its own: as `llama` it would open without the class, with layers made up.
+        "model_type": "looped_llama",
+        "auto_map": {
+            "AutoConfig": f"{CODE.stem}.LoopedLlamaConfig",
+            "AutoModelForCausalLM": f"{CODE.stem}.LoopedLlamaForCausalLM",
+        },
         "stored_layers": stored_layers(config.plan),
     }
 

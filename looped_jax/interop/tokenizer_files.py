@@ -24,7 +24,7 @@ from looped_jax.errors import UserError
 from looped_jax.interop.tokenizer_json import (
     BYTE_LEVEL,
     added_token,
-    bos_first,
+    before,
     bpe,
     merges_of_scores,
     write_json,
@@ -40,8 +40,8 @@ def write_tokenizer(
 ) -> None:
     """Writes tokenizer.json and tokenizer_config.json in the folder ``out``.
 
-    Ids of a text are those of vocabulary.encode, with BOS before them. A blank is a blank in the
-    pieces of a SentencePiece model here, not ▁, so that a ▁ of the text stays one.
+    Ids of a text are those of vocabulary.encode, with vocabulary.before before them. A blank is a
+    blank in the pieces of a SentencePiece model here, not ▁, so that a ▁ of the text stays one.
 
     Args:
       vocabulary: text's; what it is made from is read again.
@@ -91,7 +91,7 @@ def _description(model: Any, **parts: Any) -> dict[str, Any]:
         "added_tokens": [added_token(i, name, True) for name, i in _SPECIAL_IDS.items()],
         "normalizer": None,
         "pre_tokenizer": None,
-        "post_processor": bos_first(BOS, SPECIAL_TOKENS[BOS]),
+        "post_processor": before([SPECIAL_TOKENS[BOS]], [BOS]),
         "decoder": None,
         **parts,
         "model": model,
@@ -165,8 +165,8 @@ def _hugging_face(vocabulary: HuggingFace) -> dict[str, Any]:
 
 
 def _own(vocabulary: OwnIds) -> tuple[dict[str, Any], tuple[str, str, str]]:
-    """Its own file but for what is put before a text, and names of PAD, BOS and EOS; what fills up
-    rows there is the end, as where a model has no token for it."""
+    """Its own file, in which only what the run puts before a text is put there, and names of PAD,
+    BOS and EOS; what fills up rows is the end, as where a model has no token for it."""
     there = json.loads((epath.Path(vocabulary.spec.removeprefix(OWN)) / FILE).read_text())
     named = {i: piece for piece, i in piece_ids(there).items()}
     added = there.get("added_tokens") or []
@@ -177,7 +177,7 @@ def _own(vocabulary: OwnIds) -> tuple[dict[str, Any], tuple[str, str, str]]:
     tokens += [added_token(i, named[i], True) for i in dict.fromkeys(ends) if i not in listed]
     changed = {
         "added_tokens": sorted(tokens, key=lambda token: int(token["id"])),
-        "post_processor": bos_first(vocabulary.bos, bos),
+        "post_processor": before([named[i] for i in vocabulary.before], vocabulary.before),
         "truncation": None,
         "padding": None,
     }

@@ -39,17 +39,22 @@ def bpe(vocabulary: dict[str, int], merges: Sequence[Sequence[str]], **options: 
     }
 
 
-def bos_first(bos: int, name: str) -> dict[str, Any]:
-    """The `post_processor` that puts BOS before a text."""
+def before(names: Sequence[str], ids: Sequence[int]) -> dict[str, Any] | None:
+    """The `post_processor` that puts these tokens before a text; None if there is none."""
+    if not names:
+        return None
     single = [
-        {"SpecialToken": {"id": name, "type_id": 0}},
+        *({"SpecialToken": {"id": name, "type_id": 0}} for name in names),
         {"Sequence": {"id": "A", "type_id": 0}},
     ]
+    special = {
+        name: {"id": name, "ids": [i], "tokens": [name]} for name, i in zip(names, ids, strict=True)
+    }
     return {
         "type": "TemplateProcessing",
         "single": single,
         "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {name: {"id": name, "ids": [bos], "tokens": [name]}},
+        "special_tokens": special,
     }
 
 

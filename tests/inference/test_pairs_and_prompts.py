@@ -11,7 +11,7 @@ from looped_jax.data.rows import BOS
 from looped_jax.data.vocabulary import Bytes, load_vocabulary
 from looped_jax.errors import UserError
 from looped_jax.inference.text import fit_pair, fit_prompt, pair_ids, prompt_ids
-from looped_jax.interop.tokenizer_json import bos_first
+from looped_jax.interop.tokenizer_json import before
 
 SHIPPED = load_vocabulary("pile_mini_32k")
 
@@ -25,7 +25,7 @@ def test_blanks_at_the_end_of_a_context_belong_to_the_continuation() -> None:
 def test_prompts_begin_as_the_tokenizer_itself_begins_them(
     begins: bool, tmp_path: pathlib.Path
 ) -> None:
-    rule = {"post_processor": bos_first(2, "</s>")} if begins else {}
+    rule = {"post_processor": before(["</s>"], [2])} if begins else {}
     folder = write_own(tmp_path, llama_like() | rule, bos_token="</s>", eos_token="<s>")
     own = load_vocabulary(f"own:{folder}")
     ids = own.encode("loop").tolist()

@@ -1,5 +1,6 @@
 """What looped_jax.export writes is read back as it was, is refused in one line or is not there."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -18,8 +19,9 @@ from helpers import random_params, small_model, token_logits
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from tokenizers_of_text import odd_text
+from tokenizers_of_text import odd_text, trained_byte_level, write_own
 
+from looped_jax.analysis.records import append_evaluation
 from looped_jax.data.vocabulary import Bytes, Vocabulary, load_vocabulary
 from looped_jax.errors import RunError, UserError
 from looped_jax.interop.exported import LOST, export
@@ -27,6 +29,7 @@ from looped_jax.interop.gguf_file import halves, neighbours, open_gguf
 from looped_jax.interop.gguf_tokenizer import write_gguf_tokenizer
 from looped_jax.interop.imported import imported
 from looped_jax.interop.layouts import layout_of
+from looped_jax.interop.model_card import evaluations
 from looped_jax.interop.retrofitted import exact, own_origin, retrofit
 from looped_jax.interop.shared import stored_layers
 from looped_jax.interop.source import in_memory, open_folder
@@ -109,6 +112,7 @@ def test_shared_stores_the_layers_of_a_loop_once(
     for name, tensor in once.items():
         np.testing.assert_array_equal(tensor, each[name])
     described = json.loads((tmp_path / "shared" / "config.json").read_text())
+    assert described["model_type"] == "looped_llama"  # No Llama, whose layers would be made up.
     assert described["stored_layers"] == [0, 1, 0, 1, 0, 1]
     code = (tmp_path / "shared" / "modeling_looped_llama.py").read_text()
     assert "class LoopedLlamaForCausalLM" in code
@@ -287,6 +291,43 @@ def test_a_synthetic_task_has_no_tokenizer_for_a_gguf_file(tmp_path: pathlib.Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_only_bytes_are_a_tokenizer_of_a_gguf_file(tmp_path: pathlib.Path) -> None:
+    folder = write_own(tmp_path / "own", trained_byte_level(), eos_token="<|endoftext|>")
+    changes = {"data__vocabulary": f"own:{folder}", "model__vocab_size": 312}
+    with pytest.raises(UserError, match=r"tokenizers of bytes only .*here 'own:"):
+        exported(tmp_path / "out", "gguf", **changes)
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
+def test_a_row_is_filled_up_with_what_the_tokenizer_names(tmp_path: pathlib.Path) -> None:
+    folder = write_own(tmp_path / "own", trained_byte_level(), eos_token="<|endoftext|>")
+    changes = {"data__vocabulary": f"own:{folder}", "model__vocab_size": 312}
+    exported(tmp_path / "out", "unrolled", **changes)
+    named = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["pad_token"]
+    ids = {t["content"]: t["id"] for t in json.loads(trained_byte_level())["added_tokens"]}
+    for file in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / file).read_text())["pad_token_id"] == ids[named]
+
+
+@pytest.mark.parametrize(("loops", "shown"), [(None, "9.5"), (3, "9.5"), (2, "8.25"), (5, "7.5")])
+def test_a_card_has_the_figures_of_its_own_loop_count(
+    loops: int | None, shown: str, tmp_path: pathlib.Path
+) -> None:
+    run = dataclasses.replace(random_run(), workdir=epath.Path(tmp_path))
+    measured = {"eval/text/perplexity": 9.5, "eval/text/loops_2/perplexity": 8.25}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": run.step, **measured}) + "\n")
+    known = dict(overrides={}, checkpoint="", data="")
+    for count, value in ((5, 7.5), (4, 6.5)):
+        append_evaluation(
+            run.workdir, run.step, count, "test", {"eval/text/perplexity": value}, **known
+        )
+    changed = {**known, "overrides": {"model.norm_eps": 1.0}}
+    append_evaluation(run.workdir, run.step, 5, "test", {"eval/text/perplexity": 5.5}, **changed)
+    card = evaluations(run, loops)
+    there = {value for value in ("9.5", "8.25", "7.5", "6.5", "5.5") if f"| {value} |" in card}
+    assert there == {shown}
+
+
 def test_a_folder_in_use_is_left_alone(tmp_path: pathlib.Path) -> None:
     kept = tmp_path / "out" / "mine"
     kept.parent.mkdir()
@@ -320,11 +361,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_export_left_is_not_in_the_next_one(tmp_path: pathlib.Path) -> None:
+def test_what_lies_beside_the_folder_is_left_alone(tmp_path: pathlib.Path) -> None:
     (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "half").write_text("")
+    (tmp_path / "out.partial" / "mine").write_text("mine")
     exported(tmp_path / "out", "unrolled")
-    assert not (tmp_path / "out" / "half").exists() and not (tmp_path / "out.partial").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial"]
+    assert (tmp_path / "out.partial" / "mine").read_text() == "mine"
 
 
 def test_a_gguf_file_gives_the_tensors_that_were_put_in(tmp_path: pathlib.Path) -> None:

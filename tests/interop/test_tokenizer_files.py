@@ -14,8 +14,18 @@ from looped_jax.data.pieces import MAX_PART, Vocabulary
 from looped_jax.data.vocabulary import load_vocabulary, train_sentencepiece
 from looped_jax.errors import UserError
 from looped_jax.interop.tokenizer_files import SPECIAL_TOKENS, write_tokenizer
+from looped_jax.interop.tokenizer_json import before
 
-KINDS = ("bytes", "pile_mini_32k", "trained", "byte_level", "composing", "own", "own_marked")
+KINDS = (
+    "bytes",
+    "pile_mini_32k",
+    "trained",
+    "byte_level",
+    "composing",
+    "own",
+    "own_marked",
+    "own_begun",
+)
 END = "<|endoftext|>"
 
 
@@ -37,9 +47,10 @@ def made(kind: str, folder: pathlib.Path) -> Vocabulary:
         return load_vocabulary(
             f"own:{write_own(folder / kind, trained_byte_level(), eos_token=END)}"
         )
-    if kind == "own_marked":
+    if kind in ("own_marked", "own_begun"):
         ends = {"bos_token": "<s>", "eos_token": "</s>"}
-        return load_vocabulary(f"own:{write_own(folder / kind, llama_like(), **ends)}")
+        rule = {"post_processor": before(["<s>"], [1])} if kind == "own_begun" else {}
+        return load_vocabulary(f"own:{write_own(folder / kind, llama_like() | rule, **ends)}")
     return load_vocabulary(kind)
 
 
@@ -57,7 +68,8 @@ def pair(request: pytest.FixtureRequest, folder: pathlib.Path) -> tuple[Vocabula
 def check_same(pair: tuple[Vocabulary, Any], text: str) -> None:
     vocabulary, theirs = pair
     expected = vocabulary.encode(text).tolist()
-    assert theirs.encode(text).ids == [vocabulary.bos, *expected]
+    # As a prompt of the run begins: with nothing, where the tokenizer itself puts nothing there.
+    assert theirs.encode(text).ids == [*vocabulary.before, *expected]
     assert theirs.encode(text, add_special_tokens=False).ids == expected
     if vocabulary.lossless:
         assert theirs.decode(expected) == text
@@ -107,6 +119,7 @@ def test_the_config_names_the_special_tokens(kind: str, folder: pathlib.Path) ->
     theirs = tokenizers.Tokenizer.from_file(str(out / "tokenizer.json"))
     assert theirs.token_to_id(config["bos_token"]) == vocabulary.bos
     assert theirs.token_to_id(config["eos_token"]) == vocabulary.eos
+    assert theirs.token_to_id(config["pad_token"]) == vocabulary.pad
     assert config["split_special_tokens"] and config["model_max_length"] == 64
     # What is said is read without them.
     ids = [vocabulary.bos, *vocabulary.encode("again").tolist(), vocabulary.eos]

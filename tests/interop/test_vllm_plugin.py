@@ -14,6 +14,7 @@ from conftest import ROOT
 
 NAME = "LoopedLlamaForCausalLM"
 CLASS_FILE = "looped_jax.interop.remote.vllm_looped_llama"
+CONFIG_FILE = "looped_jax.interop.remote.modeling_looped_llama"
 
 
 def block() -> Any:
@@ -40,12 +41,19 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     module = "vllm.model_executor.models.llama"
     llama: Any = types.ModuleType(module)
     llama.LlamaForCausalLM = Llama
+    transformers: Any = types.ModuleType("transformers")
+    transformers.LlamaConfig = transformers.LlamaForCausalLM = object
+    transformers.AutoConfig = types.SimpleNamespace(
+        register=lambda kind, of, exist_ok: found.update({kind: of.__name__})
+    )
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
     for name in ("vllm.model_executor", "vllm.model_executor.models"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     monkeypatch.setitem(sys.modules, module, llama)
     yield found
-    sys.modules.pop(CLASS_FILE, None)  # Its class is one of the stand-in's.
+    for made in (CLASS_FILE, CONFIG_FILE):  # Their classes are of the stand-ins'.
+        sys.modules.pop(made, None)
 
 
 def entry_point(monkeypatch: pytest.MonkeyPatch) -> importlib.metadata.EntryPoint:
@@ -63,7 +71,10 @@ def test_the_entry_point_registers_a_class_whose_loops_share_weights_and_not_cac
     registered: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry_point(monkeypatch).load()()
-    assert registered == {NAME: f"{CLASS_FILE}:{NAME}"}
+    assert registered == {
+        NAME: f"{CLASS_FILE}:{NAME}",
+        "looped_llama": "LoopedLlamaConfig",  # What config.json's model_type is read as.
+    }
     # vLLM opens it by this name, in another process.
     shared = importlib.metadata.EntryPoint(NAME, registered[NAME], "").load()
     # Without these names vLLM takes a class for one of an older interface, and gives it others.

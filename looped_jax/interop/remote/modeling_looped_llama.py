@@ -9,10 +9,18 @@ any Llama.
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
+class LoopedLlamaConfig(LlamaConfig):
+    """That of a Llama, with config.stored_layers; of a type that is opened by this class only."""
+
+    model_type = "looped_llama"
+
+
 class LoopedLlamaForCausalLM(LlamaForCausalLM):
     """A Llama that ties layers."""
 
-    def __init__(self, config: LlamaConfig):
+    config_class = LoopedLlamaConfig
+
+    def __init__(self, config: LoopedLlamaConfig):
         again = {i: first for i, first in enumerate(config.stored_layers) if i != first}
         # Saving looks at this, as patterns; loading at the names below, which hold where the
         # output is not tied to the embedding, too.
