@@ -164,6 +164,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in ("source", "out", "pile", "evals"):
         setattr(arguments, name, getattr(arguments, name).resolve())
+    check_same(arguments)
     arms: dict[str, Any] = {}
     for place, (name, arm) in enumerate(tqdm(ARMS.items(), unit="arm")):
         folder = arguments.out / f"arm_{place}"
@@ -177,6 +178,16 @@ def main() -> None:
     save("retrofit", {"machine": machine(), "healing": HEALING, "arms": arms})
     print(table(arms, columns))
     picture(arms, ROOT / "docs" / "images" / "retrofit.png")
+
+
+def check_same(arguments: argparse.Namespace) -> None:
+    """SystemExit where --out holds what was made of something else."""
+    asked = {name: str(value) for name, value in vars(arguments).items()} | {"healing": HEALING}
+    kept = arguments.out / "asked.json"
+    if kept.exists() and json.loads(kept.read_text()) != asked:
+        raise SystemExit(f"{arguments.out} holds runs that were asked for otherwise ({kept})")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(asked, indent=1))
 
 
 def headline(values: dict[str, Any], task: str) -> str:

@@ -1,13 +1,18 @@
-"""The command `python -m looped_jax.main`: several runs in turn, and bad input."""
+"""The command `python -m looped_jax.main`: several runs in turn, bad input; the list of runs."""
 
 import csv
 import json
 import pathlib
+import subprocess
 from collections.abc import Callable
 
 import pytest
+from etils import epath
 from matplotlib import image
 
+from looped_jax.training.workdir import locked
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 QUICKSTART = "--config=experiments/quickstart.py"
 
 
@@ -62,3 +67,35 @@ def test_a_folder_of_other_files_is_not_taken_as_workdir(
     line = fails_in_one_line("looped_jax.main", QUICKSTART, f"--workdir={tmp_path}")
     assert "exists and is not a run" in line
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_runs_are_listed_with_their_state(run_module: Run, variants_run: pathlib.Path) -> None:
+    (variants_run / "looped" / "metrics.jsonl").rename(variants_run / "kept")
+    lines = (variants_run / "kept").read_text().splitlines()
+    stopped = [line for line in lines if '"step": 12' not in line]
+    (variants_run / "looped" / "metrics.jsonl").write_text("\n".join(stopped) + "\n")
+    try:
+        with locked(epath.Path(variants_run / "iso_flop")):
+            done = run_module("looped_jax.runs", str(variants_run))
+    finally:
+        (variants_run / "kept").replace(variants_run / "looped" / "metrics.jsonl")
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines()[2:]}
+    assert rows["base"][1:6] == ["1x1", "done", "12", "12", "0"]
+    assert rows["looped"][1:5] == ["1x2", "stopped", "8", "12"]
+    assert rows["iso_flop"][2] == "training"
+    assert rows["base"][6] == "eval/group_z7_n4/accuracy"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no folder: say python -m looped_jax.runs DIR"),
+        (("--workdir=x",), "--workdir=x: say python -m looped_jax.runs DIR"),
+        (("nowhere",), "no folder nowhere"),
+    ],
+)
+def test_what_is_no_folder_of_runs_gets_one_line(
+    fails_in_one_line: Callable[..., str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert message in fails_in_one_line("looped_jax.runs", *arguments)

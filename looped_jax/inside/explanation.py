@@ -3,6 +3,7 @@ would say had it stopped there, how its state changes, and what attends to what.
 
 import dataclasses
 import json
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,7 +149,8 @@ def explain(model: Opened, asked: Asked) -> tuple[Document, dict[str, Any]]:
         "lens_more": _as_json(more),
         "exits": left,
     }
-    return Document(f"Inside {model.run.workdir.name}: {asked.title}", tuple(sections)), data
+    title = textwrap.shorten(asked.title, 60, placeholder=" …")
+    return Document(f"Inside {model.run.workdir.name}: {title}", tuple(sections)), data
 
 
 LENS = (
@@ -172,6 +174,7 @@ ATTENTION = {
 
 def _about(model: Opened, asked: Asked, trained: int, loops: int) -> list[str]:
     return [
+        f"Of: {asked.title}",
         f"Run {model.run.workdir}, step {model.step}, plan {model.plan}, trained with {trained} "
         f"loops, shown at {loops}.",
         f"{len(asked.tokens)} tokens; the right next token is known at {int(asked.known.sum())}.",

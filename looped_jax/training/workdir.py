@@ -24,6 +24,19 @@ from looped_jax.training.metrics_file import read_metrics
 LOCK, HOLDER = ".lock", ".lock.json"
 
 
+def in_use(workdir: epath.Path) -> bool:
+    """Whether a process trains in it now, on this machine."""
+    if not (workdir / LOCK).exists():
+        return False
+    try:
+        with filelock.FileLock(workdir / LOCK, timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:  # A folder that only others may write in.
+        return False
+
+
 @contextlib.contextmanager
 def locked(workdir: epath.Path) -> Iterator[None]:
     """Holds the only right to write in a workdir, made if it is not there; several processes of a
