@@ -156,6 +156,13 @@ def open_gguf(path: epath.Path) -> Iterator[tuple[Source, Any]]:
     there = {tensor.name: tensor for tensor in reader.tensors}
     count, width = said("llama.block_count"), said("llama.embedding_length")
     heads = said("llama.attention.head_count")
+    head_dim = said("llama.attention.key_length", width // heads)
+    rotated = said("llama.rope.dimension_count", head_dim)
+    if rotated != head_dim:
+        raise UserError(
+            f"{path}: llama.rope.dimension_count={rotated} where heads are {head_dim} wide; "
+            "config.model has nothing for RoPE of a part of them"
+        )
     described = {
         "model_type": "llama",
         "hidden_size": width,
@@ -163,7 +170,7 @@ def open_gguf(path: epath.Path) -> Iterator[tuple[Source, Any]]:
         "num_hidden_layers": count,
         "num_attention_heads": heads,
         "num_key_value_heads": said("llama.attention.head_count_kv", heads),
-        "head_dim": said("llama.attention.key_length", width // heads),
+        "head_dim": head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": round(said("llama.attention.layer_norm_rms_epsilon"), 12),
         "rope_theta": said("llama.rope.freq_base", 10000.0),
@@ -179,10 +186,18 @@ def open_gguf(path: epath.Path) -> Iterator[tuple[Source, Any]]:
         for leaf in ("weight", "bias")
     ]
     place = {n: gguf_name(n) for n in [*ENDS, *modules] if gguf_name(n) in there}
+    # What a Llama has no name for keeps its own: nobody will ask for it, which is to be seen.
+    place |= {name: name for name in set(there) - set(place.values())}
 
     def read(name: str) -> np.ndarray:
         tensor = there[place[name]]
-        found = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        try:
+            found = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{path}: tensor {tensor.name} is of the kind {tensor.tensor_type.name}, which the "
+                "package gguf does not make floats of; take a file of another quantisation"
+            ) from error
         own_heads = _heads(name, described)
         return halves(found, own_heads) if own_heads else found
 
