@@ -20,6 +20,7 @@ from tokenizers_of_text import trained_byte_level, write_own
 from looped_jax.config import load_experiment
 from looped_jax.errors import RunError, UserError
 from looped_jax.interop import llama, ouro
+from looped_jax.interop.exported import export
 from looped_jax.interop.layer_choice import chosen
 from looped_jax.interop.retrofitted import retrofit
 from looped_jax.interop.starts import thin
@@ -254,6 +255,22 @@ def test_what_a_source_has_and_the_run_has_no_place_for_is_not_dropped(
         made(folder, tmp_path / "run", plan, overrides=loop)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_a_source_with_more_ids_than_its_tokenizer_goes_out_and_comes_back_bit_for_bit(
+    tied: bool, tmp_path: pathlib.Path
+) -> None:
+    """Qwen's files have rows behind the tokenizer's ids."""
+    fields = {**fields_of(MODEL), "ids_in_use": 0, "vocab_size": 331, "tied_output": tied}
+    folder = write_source(tmp_path / "qwen", small_model("2x1", **fields), vocab_size=331)
+    run = made(folder, tmp_path / "run")
+    export(run, epath.Path(tmp_path / "out"), "unrolled")
+    again = made(tmp_path / "out", tmp_path / "again")
+    assert again.job.model.config.vocab_size == run.job.model.config.vocab_size == 336
+    jax.tree.map(np.testing.assert_array_equal, run.parameters(), again.parameters())
+    with pytest.raises(UserError, match=r"config.model.vocab_size=400, where the run .* has 336"):
+        made(tmp_path / "out", tmp_path / "third", overrides={"model.vocab_size": "400"})
 
 
 def without(folder: pathlib.Path, name: str) -> None:
