@@ -35,6 +35,22 @@ LAYER = {
     "mlp.down_proj": "ffn_down",
 }
 
+# Keys of a Llama that are not read, and what they say where they change nothing; None: never do.
+PLAIN: dict[str, Any] = {
+    "llama.vocab_size": None,  # The table says it.
+    "llama.attention.value_length": None,  # Shapes of tensors say it.
+    "llama.tensor_data_layout": None,  # Where rows of tensors were before they were converted.
+    "llama.rope.scaling.original_context_length": None,
+    "llama.rope.scaling.finetuned": None,
+    "llama.rope.scaling.type": "none",
+    "llama.rope.scaling.factor": 1.0,
+    "llama.rope.scaling.attn_factor": 1.0,
+    "llama.rope.scale_linear": 1.0,
+    "llama.attention.causal": True,
+    "llama.expert_count": 0,
+    "llama.expert_used_count": 0,
+}
+
 
 def check(config: ModelConfig) -> None:
     """UserError for what llama.cpp's Llama does not have."""
@@ -146,7 +162,10 @@ def open_gguf(path: epath.Path) -> Iterator[tuple[Source, Any]]:
     except (ValueError, OSError, IndexError, KeyError) as error:
         raise UserError(f"{path} is no GGUF file ({error})") from error
 
+    asked: set[str] = set()
+
     def said(key: str, default: Any = None) -> Any:
+        asked.add(key)
         field = reader.get_field(key)
         return default if field is None else field.contents()
 
@@ -177,8 +196,14 @@ def open_gguf(path: epath.Path) -> Iterator[tuple[Source, Any]]:
         "max_position_embeddings": said("llama.context_length"),
         "vocab_size": int(there["token_embd.weight"].shape[1]),
         "tie_word_embeddings": "output.weight" not in there,
-        **({"rope_scaling": {"rope_type": "scaled"}} if said("llama.rope.scaling.type") else {}),
     }
+    for key in sorted(key for key in set(reader.fields) - asked if key.startswith("llama.")):
+        value = said(key)
+        if key not in PLAIN or PLAIN[key] not in (None, value):
+            raise UserError(
+                f"{path} says {key}={value!r}, for which config.model has nothing: without it the "
+                "run would be another model; take another source"
+            )
     modules = [
         f"model.layers.{i}.{m}.{leaf}"
         for i in range(count)

@@ -390,6 +390,19 @@ def test_tensors_that_change_nothing_are_let_through(tmp_path: pathlib.Path) -> 
     np.testing.assert_allclose(logits_of(made(folder, tmp_path / "run")), EXPECTED, atol=1e-5)
 
 
+def test_keys_of_a_gguf_file_that_change_nothing_are_let_through(tmp_path: pathlib.Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        plain = {"rope__scaling__type": "none", "rope__scaling__factor": 1.0}
+        with_keys(**plain, tensor_data_layout="Meta AI original pth")(patch)
+        run = exported(tmp_path / "out", "gguf")
+    again = made(tmp_path / "out" / "model.gguf", tmp_path / "run")
+    np.testing.assert_allclose(
+        again.parameters()["final_norm"]["scale"],
+        run.parameters()["final_norm"]["scale"],
+        rtol=1e-6,
+    )
+
+
 def test_layers_that_a_plan_leaves_out_are_not_missed(
     source: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -405,6 +418,23 @@ def test_an_mlp_without_a_gate_comes_in_only_where_the_gate_is_1(tmp_path: pathl
     added(folder, "model.layers.1.mlp.up_proj.bias", np.full(32, 2.0))
     with pytest.raises(UserError, match=r"model.layers.1.mlp.up_proj has to be 0 with a bias of 1"):
         made(folder, tmp_path / "other")
+
+
+def with_keys(**said: Any) -> Any:
+    """What makes writers say these, too, keys as `rope__scale_linear`."""
+
+    def spoil(patch: pytest.MonkeyPatch) -> None:
+        add = gguf.GGUFWriter.add_context_length
+
+        def added(writer: gguf.GGUFWriter, length: int) -> None:
+            add(writer, length)
+            for key, value in said.items():
+                name = f"llama.{key.replace('__', '.')}"
+                (writer.add_string if isinstance(value, str) else writer.add_float32)(name, value)
+
+        patch.setattr(gguf.GGUFWriter, "add_context_length", added)
+
+    return spoil
 
 
 def with_factors(patch: pytest.MonkeyPatch) -> None:
@@ -439,6 +469,15 @@ BAD_GGUF = {
         with_factors,
         "has the tensor rope_freqs.weight, for which config.model has nothing",
     ),
+    "scaled RoPE by its key": (
+        with_keys(rope__scaling__type="linear", rope__scaling__factor=4.0),
+        "says llama.rope.scaling.factor=4.0, for which config.model has nothing",
+    ),
+    "scaled RoPE by the key of old files": (
+        with_keys(rope__scale_linear=0.25),
+        "says llama.rope.scale_linear=0.25, for which config.model has nothing",
+    ),
+    "a key that nothing reads": (with_keys(logit_scale=0.5), "says llama.logit_scale=0.5, for"),
     "RoPE of a part": (half_rotated, "llama.rope.dimension_count=2 where heads are 4 wide"),
     "weights of whole numbers": (whole_numbers, "blk.1.ffn_up.weight is of the kind I8"),
 }
