@@ -28,6 +28,7 @@ from looped_jax.interop.layer_choice import Choice, chosen
 from looped_jax.interop.layouts import own_layers
 from looped_jax.interop.source import WEIGHTS, Source, open_folder
 from looped_jax.interop.starts import start
+from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.training.checkpoint import Checkpointer
 from looped_jax.training.identity import code_version
 from looped_jax.training.job import Job, make_job
@@ -149,7 +150,8 @@ def _config(
     config.eval.tasks = ("text",)
     config_lib.apply_overrides(config, overrides)
     config_lib.validate(config)
-    if origin and config.model.plan == origin["plan"] and config.model.vocab_size != size:
+    comes_back = origin and origin["plan"] == str(LoopPlan.parse(config.model.plan))
+    if comes_back and config.model.vocab_size != size:
         raise UserError(
             f"config.model.vocab_size={config.model.vocab_size}, where the run that {source.path} "
             f"was exported from has {size} and comes back bit for bit; leave it out"

@@ -238,6 +238,20 @@ def test_the_norm_and_the_gate_of_ouro_are_those_of_each_looped_segment(
         np.testing.assert_allclose(logits_of(run), expected, atol=1e-5, rtol=0)
 
 
+def test_influence_is_measured_of_the_layers_of_ouro_too(tmp_path: pathlib.Path) -> None:
+    folder = write_source(tmp_path / "ouro", OURO, ouro, tie_word_embeddings=False)
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("input_layernorm_2", "post_attention_layernorm_2"):
+        tensors[f"model.layers.1.{name}.weight"][:] = 0.0  # What this layer adds is 0.
+    save_file(tensors, folder / "model.safetensors")
+    write_pile(tmp_path / "pile")
+    given = {"data.path": str(tmp_path / "pile"), "data.length": "24"}
+    run = made(folder, tmp_path / "run", "3x2", rule="influence", overrides=given)
+    record = json.loads((run.workdir / "retrofit.json").read_text())
+    assert record["influence"][1] == pytest.approx(0.0, abs=1e-5)
+    assert record["layers"] == [[0], [2], [3]]
+
+
 @pytest.mark.parametrize(
     ("plan", "loop", "message"),
     [
