@@ -35,6 +35,22 @@ LAYER = {
     "mlp.down_proj": "ffn_down",
 }
 
+# Keys of a Llama that are not read, and what they say where they change nothing; None: never do.
+PLAIN: dict[str, Any] = {
+    "llama.vocab_size": None,  # The table says it.
+    "llama.attention.value_length": None,  # Shapes of tensors say it.
+    "llama.tensor_data_layout": None,  # Where rows of tensors were before they were converted.
+    "llama.rope.scaling.original_context_length": None,
+    "llama.rope.scaling.finetuned": None,
+    "llama.rope.scaling.type": "none",
+    "llama.rope.scaling.factor": 1.0,
+    "llama.rope.scaling.attn_factor": 1.0,
+    "llama.rope.scale_linear": 1.0,
+    "llama.attention.causal": True,
+    "llama.expert_count": 0,
+    "llama.expert_used_count": 0,
+}
+
 
 def check(config: ModelConfig) -> None:
     """UserError for what llama.cpp's Llama does not have."""
@@ -140,7 +156,10 @@ def open_gguf(path: epath.Path) -> Iterator[tuple[Source, Any]]:
     except (ValueError, OSError, IndexError, KeyError) as error:
         raise UserError(f"{path} is no GGUF file ({error})") from error
 
+    asked: set[str] = set()
+
     def said(key: str, default: Any = None) -> Any:
+        asked.add(key)
         field = reader.get_field(key)
         return default if field is None else field.contents()
 
@@ -150,6 +169,13 @@ def open_gguf(path: epath.Path) -> Iterator[tuple[Source, Any]]:
     there = {tensor.name: tensor for tensor in reader.tensors}
     count, width = said("llama.block_count"), said("llama.embedding_length")
     heads = said("llama.attention.head_count")
+    head_dim = said("llama.attention.key_length", width // heads)
+    rotated = said("llama.rope.dimension_count", head_dim)
+    if rotated != head_dim:
+        raise UserError(
+            f"{path}: llama.rope.dimension_count={rotated} where heads are {head_dim} wide; "
+            "config.model has nothing for RoPE of a part of them"
+        )
     described = {
         "model_type": "llama",
         "hidden_size": width,
@@ -157,15 +183,21 @@ def open_gguf(path: epath.Path) -> Iterator[tuple[Source, Any]]:
         "num_hidden_layers": count,
         "num_attention_heads": heads,
         "num_key_value_heads": said("llama.attention.head_count_kv", heads),
-        "head_dim": said("llama.attention.key_length", width // heads),
+        "head_dim": head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": round(said("llama.attention.layer_norm_rms_epsilon"), 12),
         "rope_theta": said("llama.rope.freq_base", 10000.0),
         "max_position_embeddings": said("llama.context_length"),
         "vocab_size": int(there["token_embd.weight"].shape[1]),
         "tie_word_embeddings": "output.weight" not in there,
-        **({"rope_scaling": {"rope_type": "scaled"}} if said("llama.rope.scaling.type") else {}),
     }
+    for key in sorted(key for key in set(reader.fields) - asked if key.startswith("llama.")):
+        value = said(key)
+        if key not in PLAIN or PLAIN[key] not in (None, value):
+            raise UserError(
+                f"{path} says {key}={value!r}, for which config.model has nothing: without it the "
+                "run would be another model; take another source"
+            )
     modules = [
         f"model.layers.{i}.{m}.{leaf}"
         for i in range(count)
@@ -173,10 +205,18 @@ def open_gguf(path: epath.Path) -> Iterator[tuple[Source, Any]]:
         for leaf in ("weight", "bias")
     ]
     place = {n: gguf_name(n) for n in [*ENDS, *modules] if gguf_name(n) in there}
+    # What a Llama has no name for keeps its own: nobody will ask for it, which is to be seen.
+    place |= {name: name for name in set(there) - set(place.values())}
 
     def read(name: str) -> np.ndarray:
         tensor = there[place[name]]
-        found = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        try:
+            found = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{path}: tensor {tensor.name} is of the kind {tensor.tensor_type.name}, which the "
+                "package gguf does not make floats of; take a file of another quantisation"
+            ) from error
         own_heads = _heads(name, described)
         return halves(found, own_heads) if own_heads else found
 

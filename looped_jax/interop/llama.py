@@ -146,9 +146,13 @@ def _refuse_unknown(source: Source) -> None:
     """UserError for options of these architectures that there are no keys for."""
     said, rope = source.description, _rope(source.description)
     kind = rope.get("rope_type", rope.get("type", "default"))
+    parts = [said.get("partial_rotary_factor"), rope.get("partial_rotary_factor")]
     problems = {
+        "quantization_config (take the model that is not quantised)": said.get(
+            "quantization_config"
+        ),
         f"rope_type={kind!r}": kind != "default",
-        "partial_rotary_factor": said.get("partial_rotary_factor", 1.0) != 1.0,
+        "partial_rotary_factor": any(part not in (None, 1.0) for part in parts),
         "sliding windows": said.get("sliding_window") and said.get("use_sliding_window", True),
         "mlp_bias without attention_bias": said.get("mlp_bias")
         and not said.get("attention_bias")
@@ -168,6 +172,17 @@ def _is_gateless(source: Source) -> bool:
     return not weight.any() and bool((bias == 1).all())
 
 
+def _refuse_gate(source: Source, number: int, shape: tuple[int, ...]) -> None:
+    """UserError if what stands for a gate in this layer, [F, D], is not that of `_with_gate`."""
+    prefix = f"model.layers.{number}.mlp.up_proj"
+    found = source.tensor(f"{prefix}.weight", *shape), source.tensor(f"{prefix}.bias", shape[0])
+    if found[0].any() or (found[1] != 1).any():
+        raise UserError(
+            f"{source.path}: {prefix} has to be 0 with a bias of 1, as looped_jax.export writes "
+            "it: an MLP with a gate and this hidden_act is none of config.model.mlp"
+        )
+
+
 def read_layer(
     source: Source,
     number: int,
@@ -175,8 +190,10 @@ def read_layer(
     table: Mapping[str, str] = LAYER,
 ) -> Layer:
     """One of its layers, arrays of these shapes by path; biases that it lacks (Qwen2 has three of
-    seven) are 0. UserError as Source.tensor."""
+    seven) are 0. UserError as Source.tensor, and for a gate where ``shapes`` has none."""
     gateless = "mlp/gate/kernel" not in shapes
+    if gateless:
+        _refuse_gate(source, number, shape_of_theirs("mlp/up/kernel", shapes["mlp/up/kernel"]))
     layer = {}
     for path, shape in shapes.items():
         theirs_path = path.replace("mlp/up/", "mlp/gate/") if gateless else path

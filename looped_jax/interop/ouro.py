@@ -24,6 +24,7 @@ from looped_jax.interop.weights import (
     refuse_all_but,
 )
 from looped_jax.models.config import ModelConfig
+from looped_jax.models.transformer import has_final_norm
 
 LAYER = {
     **llama.LAYER,
@@ -106,11 +107,18 @@ def read_layer(source: Source, number: int, shapes: Mapping[str, tuple[int, ...]
 
 
 def read_ends(source: Source, config: ModelConfig) -> dict[str, Any]:
-    """Embedding, norm and gate of the loop, output projection."""
+    """Embedding, norm and gate of each looped segment, output projection. Where layers follow the
+    last loop (or there is none), its norm is also the one behind them, as it is the model's last
+    one. Without a loop there is nothing to leave: the gate is not asked for."""
     ends = llama.read_ends(source, config)
+    norm = ends["final_norm"]
+    if not has_final_norm(config):
+        del ends["final_norm"]
+    if not config.plan.looped:
+        return ends
     gate = {
         "weight": source.tensor("model.early_exit_gate.weight", 1, config.d_model)[0],
         "bias": source.tensor("model.early_exit_gate.bias", 1)[0],
     }
-    norm = {"norm": ends.pop("final_norm")}
-    return {**ends, "segment_0": {"last_norm": norm, "gate": gate}}
+    loop = {"last_norm": {"norm": norm}, "gate": gate}
+    return ends | {f"segment_{index}": loop for index in config.plan.looped}

@@ -29,6 +29,7 @@ from looped_jax.interop.layouts import own_layers
 from looped_jax.interop.model_card import RECORD
 from looped_jax.interop.source import WEIGHTS, Source, open_folder
 from looped_jax.interop.starts import start
+from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.training.checkpoint import Checkpointer
 from looped_jax.training.identity import code_version
 from looped_jax.training.job import Job, make_job
@@ -84,7 +85,8 @@ def retrofit(
             plan = origin["plan"]
         plan = plan or (form.plan(source) if hasattr(form, "plan") else f"{depth}x1")
         _copy_tokenizer(path, reader, tokenizer, folder / TOKENIZER)
-        config = _config(source, form, plan, f"{OWN}{folder / TOKENIZER}", overrides or {})
+        spec = f"{OWN}{folder / TOKENIZER}"
+        config = _config(source, form, plan, spec, overrides or {}, origin)
         vocabulary = load_vocabulary(config.data.vocabulary)
         if vocabulary.size > source.said("vocab_size"):
             raise UserError(
@@ -125,13 +127,21 @@ def retrofit(
 
 
 def _config(
-    source: Source, form: Any, plan: str, vocabulary: str, overrides: Mapping[str, str]
+    source: Source,
+    form: Any,
+    plan: str,
+    vocabulary: str,
+    overrides: Mapping[str, str],
+    origin: Mapping[str, Any] | None,
 ) -> ConfigDict:
-    """Of a run of this model, unlocked."""
+    """Of a run of this model, unlocked. ``origin``: of our own export, what it says of its run."""
     config = config_lib.default_config()
     config.name = f"retrofit of {source.path.name}"
     used = int(source.said("vocab_size"))
-    config.model.update(plan=plan, vocab_size=8 * -(-used // 8), **form.model_fields(source))
+    # The ids that pad are not among exported tensors, but lost bits are those of arrays with them.
+    size = origin["config"]["model"]["vocab_size"] if origin else 0
+    size = size or 8 * -(-used // 8)
+    config.model.update(plan=plan, vocab_size=size, **form.model_fields(source))
     if hasattr(form, "loop_fields"):
         config.loop.update(form.loop_fields(source))
     longest = int(source.description.get("max_position_embeddings", MOST_TOKENS))
@@ -141,6 +151,12 @@ def _config(
     config.eval.tasks = ("text",)
     config_lib.apply_overrides(config, overrides)
     config_lib.validate(config)
+    comes_back = origin and origin["plan"] == str(LoopPlan.parse(config.model.plan))
+    if comes_back and config.model.vocab_size != size:
+        raise UserError(
+            f"config.model.vocab_size={config.model.vocab_size}, where the run that {source.path} "
+            f"was exported from has {size} and comes back bit for bit; leave it out"
+        )
     return config
 
 

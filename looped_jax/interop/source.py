@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,22 +14,31 @@ from looped_jax.data.files import identity
 from looped_jax.errors import UserError, from_extra
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")  # What safetensors calls the kinds of numbers that are read.
+# Frequencies of RoPE, which old files store, follow from its base; config.json says where they are
+# scaled.
+DERIVED = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """description: what its config.json says. files: those that its tensors are in."""
+    """description: what its config.json says. names: of all its tensors, also of those that
+    nothing here reads. files: those that its tensors are in. taken: names of those that were asked
+    for."""
 
     path: epath.Path
     description: Mapping[str, Any]
     names: frozenset[str]
     read: Callable[[str], np.ndarray]
     files: tuple[epath.Path, ...] = ()
+    taken: set[str] = dataclasses.field(default_factory=set, compare=False)
 
     def tensor(self, name: str, *shape: int) -> np.ndarray:
         """A tensor, float32; UserError, which names it, if it is missing or of another shape."""
         if name not in self.names:
             raise UserError(f"{self.path} has no tensor {name}")
+        self.taken.add(name)
         found = self.read(name)
         if found.shape != shape:
             raise UserError(
@@ -42,6 +52,35 @@ class Source:
         if key not in self.description:
             raise UserError(f"{self.path}: its {CONFIG} does not say {key}")
         return self.description[key]
+
+    def refuse_unread(self) -> None:
+        """UserError, which names one, if there are tensors that nobody asked for: a model without
+        them is another one. Harmless are those of layers that a plan does not choose, where the
+        same tensor of another layer was asked for; `DERIVED` ones; a `lm_head.weight` although the
+        output is tied; and biases of 0."""
+        kinds = {_LAYER.sub("", name) for name in self.taken if _LAYER.match(name)}
+        left = [name for name in sorted(self.names - self.taken) if not self._harmless(name, kinds)]
+        if left:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            raise UserError(
+                f"{self.path} has the tensor {left[0]}{more}, for which config.model has nothing, "
+                "nor have --plan and config.loop: without it the run would be another model; "
+                "leave these as the source has them, or take another source"
+            )
+
+    def _harmless(self, name: str, kinds: set[str]) -> bool:
+        layer = _LAYER.match(name)
+        if (
+            layer
+            and int(layer[1]) < self.said("num_hidden_layers")
+            and name[layer.end() :] in kinds
+        ):
+            return True
+        if name == "lm_head.weight" and self.description.get("tie_word_embeddings"):
+            return True
+        return bool(DERIVED.fullmatch(name)) or (
+            name.endswith(".bias") and not self.read(name).any()
+        )
 
     @property
     def identity(self) -> list[dict[str, Any]]:
@@ -82,6 +121,12 @@ def open_folder(folder: epath.Path) -> Iterator[Source]:
             raise UserError(f"{folder} has no tensor {missing[0]}, which {INDEX} names")
 
         def read(name: str) -> np.ndarray:
+            kind = place[name].get_slice(name).get_dtype()
+            if kind not in FLOATS:  # Of 8 bits or fewer, numbers mean something by their scales.
+                raise UserError(
+                    f"{folder}: tensor {name} is of the kind {kind}; weights are read that are one "
+                    f"of {', '.join(FLOATS)}: take the model that is not quantised"
+                )
             tensor: np.ndarray = place[name].get_tensor(name)
             return tensor
 

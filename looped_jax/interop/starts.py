@@ -14,6 +14,7 @@ per_loop=lora      where loops x layers of the looped segment are as many as the
                    matrices behind them, and are 1.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -35,10 +36,17 @@ NORM_OF = {
 
 
 def start(source: Source, config: ModelConfig, depth: int, choice: Choice, fresh: Any) -> Any:
-    """All parameters, of ``fresh`` ones those that the source has not. UserError as `imported`."""
+    """All parameters, of ``fresh`` ones those that the source has not. UserError as `imported`, and
+    for what the source has and the run does not."""
+    source = dataclasses.replace(source, taken=set())  # Of what is read from here on.
     flat = flatten_dict(fresh, sep="/")
     known = flatten_dict(imported(source, config, choice), sep="/")
-    flat |= {path: array for path, array in known.items() if path in flat}
+    if lost := sorted(set(known) - set(flat)):
+        raise UserError(
+            f"{source.path} has {lost[0]}, for which plan {config.plan} with config.loop of "
+            f"{dict(config.loop)} has no place: leave config.loop as the source has it"
+        )
+    flat |= known
     options = dict(config.loop)
     for index in config.plan.looped:
         here = f"segment_{index}"
@@ -51,6 +59,7 @@ def start(source: Source, config: ModelConfig, depth: int, choice: Choice, fresh
             flat[f"{PER_LOOP}/{here}/per_loop/size"] = size_LD
     if options.get("per_loop") == "lora":
         _add_lora(flat, source, config, depth, choice)
+    source.refuse_unread()
     return unflatten_dict(flat, sep="/")
 
 
