@@ -110,10 +110,8 @@ def evaluations(run: OpenRun, loops: int | None) -> str:
     plan = run.job.model.config.plan
     examples = None if run.job.config.data.task == "text" else run.job.config.eval.examples
     # Loop counts at which it is the same model; None: the plan's own.
-    counts = {segment.loops for segment in plan.segments} if loops is None else {loops}
-    same: set[int | None] = {n for n in counts if loops is not None or plan.with_loops(n) == plan}
-    if loops is None or plan.with_loops(loops) == plan:
-        same.add(None)
+    own = {n for n in {plan.segments[i].loops for i in plan.looped} if plan.with_loops(n) == plan}
+    same: set[int | None] = {None, *own} if loops is None or loops in own else {loops}
     for line in read_metrics(run.workdir):
         if line.get("step") == run.step:
             of_loops = [key for key in line if _is_headline(key) and _loops_of(key) in same]

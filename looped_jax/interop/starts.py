@@ -78,10 +78,11 @@ def _add_lora(
     first = sum(s.layers for s in config.plan.segments[:index])
     shapes = layer_shapes(config)[first]
     reader, here = reader_of(source), f"segment_{index}/layers/layer"
-    if config.bias or config.qk_norm:
+    if config.bias or config.qk_norm or config.norms != "pre":
         raise UserError(
-            f"{source.path}: config.loop.per_loop='lora' shares biases and norms of heads between "
-            "loops, which this source has of every layer; per_loop='step' can begin as it"
+            f"{source.path}: config.loop.per_loop='lora' shares biases and norms of heads and of "
+            "branches between loops, which this source has of every layer; per_loop='step' can "
+            "begin as it"
         )
     for path in flat:
         if path.startswith(f"{PER_LOOP}/{here}/"):
