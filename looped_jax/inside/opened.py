@@ -102,8 +102,11 @@ class Opened:
         return dataclasses.replace(self, patches=(*self.patches, patch))
 
     def evaluate(self, split: str = "validation") -> dict[str, float]:
-        """What looped_jax.evaluate says of held-out rows of the run's tasks."""
+        """What looped_jax.evaluate says of held-out rows of the run's tasks; with a patch, whose
+        states have to be those of one row, of each of them with it."""
         job = self.run.job
+        if any(len(patch.streams_BPD) > 1 for patch in self.patches):
+            raise UserError("evaluate patches all rows alike: patch with one row")
         evaluator = Evaluator(
             *(job.model, job.mesh, job.rules, loops_of(self.changes, self.loops)),
             intervention=intervention(self.changes, self.patches),
@@ -118,7 +121,9 @@ class Opened:
         if isinstance(given, str):
             given = [given]
         rows: Any = given
-        if len(rows) and isinstance(rows[0], (int, np.integer)):
+        if not len(rows):
+            raise UserError("there are no rows: give a text, a list of texts, or ids")
+        if isinstance(rows[0], (int, np.integer)):
             rows = [rows]
         ids = [
             prompt_ids(self.vocabulary, row) if isinstance(row, str) else [int(i) for i in row]
@@ -200,7 +205,7 @@ class Opened:
             ids_BT[place, : len(row)] = 1
         with job.context():
             what: dict[str, Any] = {"segment": number, "loops": self.loops, **asked}
-            what |= {"changes": self.changes, "patches": self._patches(len(tokens_BT))}
+            what |= {"changes": self.changes, "patches": self._patches(len(tokens_BT), longest)}
             seen = jitted_look(self.model, self.params, tokens_BT, ids_BT, **what)
             seen = jax.device_get(seen)
         count = len(rows)
@@ -213,10 +218,13 @@ class Opened:
         there = {name: getattr(seen, name) for name in cut}
         return Seen(**{n: None if x is None else cut[n](x) for n, x in there.items()})
 
-    def _patches(self, rows: int) -> tuple[Patch, ...]:
-        """For so many rows; those behind the patch's own take its last one's."""
+    def _patches(self, rows: int, longest: int) -> tuple[Patch, ...]:
+        """For so many rows; those behind the patch's own take its last one's. UserError for places
+        that no row has."""
         found = []
         for patch in self.patches:
+            if max(patch.places) >= longest:
+                raise UserError(f"place {max(patch.places)} is patched; the rows have {longest}")
             own = np.minimum(np.arange(rows), len(patch.streams_BPD) - 1)
             found.append(patch.replace(streams_BPD=patch.streams_BPD[own]))
         return tuple(found)

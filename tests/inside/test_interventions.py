@@ -99,6 +99,9 @@ def test_a_patch_puts_states_of_another_prompt_in_their_place(plain: Opened) -> 
 def test_metrics_are_those_of_the_changed_model(plain: Opened) -> None:
     two, skipped = plain.with_loops(2).evaluate(), plain.intervened("skip:3").evaluate()
     assert skipped == pytest.approx(two, rel=1e-4) != pytest.approx(plain.evaluate(), rel=1e-4)
+    # With the states of one row after the last loop, all are told the same.
+    same_row = plain.patched([[1, 3, 5, 7, 4]], 3, range(5))
+    assert same_row.evaluate() != pytest.approx(plain.evaluate(), rel=1e-4)
 
 
 @given(
@@ -136,3 +139,7 @@ def test_what_is_not_there_cannot_be_changed(plain: Opened, text: str, message: 
         plain.intervened("skip:1").generate("3 1")
     with pytest.raises(UserError, match="place 7: the rows have 5 tokens"):
         plain.patched(ROWS, 1, [7])
+    with pytest.raises(UserError, match="place 4 is patched; the rows have 2"):
+        plain.patched(ROWS, 1, [4]).logits([1, 3])
+    with pytest.raises(UserError, match="evaluate patches all rows alike"):
+        plain.patched(ROWS, 1, [4]).evaluate()

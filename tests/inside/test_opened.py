@@ -136,6 +136,7 @@ def test_a_task_is_answered_and_scored_in_its_own_text(opened: Opened) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
+        (lambda m: m.logits([]), "there are no rows: give a text, a list of texts, or ids"),
         (lambda m: m.logits([[]]), "prompt 0 has 0 tokens"),
         (lambda m: m.logits([[1] * 99]), "prompt 0 has 99 tokens; this model reads 1 to"),
         (lambda m: m.logits("3 77"), "'77' is not in this task's vocabulary"),
