@@ -17,12 +17,9 @@ from looped_jax.errors import UserError
 
 def main(overrides: dict[str, str], folders: Sequence[str]) -> None:
     """Reads and prints."""
-    if any(argument in cli.HELP for argument in folders):
-        print(__doc__)
-        return
-    if overrides or not folders or (options := [f for f in folders if f.startswith("-")]):
-        wrong = next(iter(overrides), "") or (options[0] if folders else "")
-        raise UserError(f"{wrong or 'no folder'}: say python -m looped_jax.runs DIR [DIR …]")
+    if overrides or not folders:
+        wrong = f"config.{next(iter(overrides))} changes nothing" if overrides else "no folder"
+        raise UserError(f"{wrong}: say python -m looped_jax.runs DIR [DIR …]")
     from looped_jax.analysis.records import find_runs
     from looped_jax.analysis.text_table import aligned
 
@@ -58,4 +55,4 @@ def _row(record: Any) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(main, own_options=True)
+    cli.run(main, positional=True)

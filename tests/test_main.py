@@ -91,7 +91,8 @@ def test_runs_are_listed_with_their_state(run_module: Run, variants_run: pathlib
     ("arguments", "message"),
     [
         ((), "no folder: say python -m looped_jax.runs DIR"),
-        (("--workdir=x",), "--workdir=x: say python -m looped_jax.runs DIR"),
+        (("--workdir=x",), "Unknown command line flag 'workdir'"),
+        (("runs", "--config.seed=1"), "config.seed changes nothing: say python -m looped_jax.runs"),
         (("nowhere",), "no folder nowhere"),
     ],
 )

@@ -79,6 +79,7 @@ def run(
     *,
     prints_only: bool = True,
     own_options: bool = False,
+    positional: bool = False,
 ) -> None:
     """Parses the command's flags ``own``, calls ``main`` with the config overrides, exits with the
     code.
@@ -86,6 +87,7 @@ def run(
     ``prints_only``: what the command is for is what it prints, so it ends when nobody reads that
     any more; otherwise (training, preparing) it goes on in silence. ``own_options``: the options
     are another program's; ``main`` gets the overrides and the other arguments, --help among them.
+    ``positional``: ``main`` gets the overrides and the arguments that are no flags.
     """
     arguments, own = list(sys.argv), own or Flags()
     asks_for_help = any(argument in HELP for argument in arguments[1:])
@@ -107,9 +109,9 @@ def run(
             extra = own.values(rest)[1:]
         except flags.Error as error:
             raise UserError(" ".join(str(error).split())) from error
-        if extra:
+        if extra and not positional:
             raise UserError(f"unexpected argument {extra[0]!r}")
-        main(overrides)
+        main(overrides, *([extra] if positional else []))
         sys.stdout.flush()  # Here a reader that has gone is known for one.
     except UserError as error:
         _exit(f"error: {error}", 2)
