@@ -171,11 +171,12 @@ def main() -> None:
         workdirs = make(arm, arguments, folder)
         record = json.loads((workdirs["before"] / "retrofit.json").read_text())
         values = {stage: measured(workdirs[stage], arm, arguments) for stage in STAGES}
-        seen = {"layers": record["layers"], **dataclasses.asdict(arm)}
+        seen = {**dataclasses.asdict(arm), "source_layers": record["layers"]}
         arms[name] = {"seen": seen, "values": values}
+        # What is measured is kept, whatever becomes of the next arm.
+        save("retrofit", {"machine": machine(), "healing": HEALING, "arms": arms})
     sample = next(iter(arms["source"]["values"]["before"].values()))
     columns = [TEXT, *(f"eval/{task}/{headline(sample, task)}" for task in TASKS)]
-    save("retrofit", {"machine": machine(), "healing": HEALING, "arms": arms})
     print(table(arms, columns))
     picture(arms, ROOT / "docs" / "images" / "retrofit.png")
 

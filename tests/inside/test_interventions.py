@@ -24,7 +24,9 @@ ROWS = [[1, 3, 5, 7, 4], [1, 6, 8, 2, 5]]
 
 
 def made(folder: pathlib.Path, **options: Any) -> Opened:
-    config = small_config(model__plan=PLAN, train__steps=1, eval__examples=8, **options)
+    config = small_config(
+        model__plan=PLAN, train__steps=1, eval__examples=8, mesh__data=1, **options
+    )
     train(make_job(config), epath.Path(folder))
     run = open_run(str(folder))
     return Opened(run, random_params(run.job.model))
