@@ -13,7 +13,6 @@ from etils import epath
 
 from looped_jax.analysis.document import Cell, Document, Figure, Grid, Section, Table, Text
 from looped_jax.data.files import write_whole
-from looped_jax.data.rows import BOS, EOS
 from looped_jax.errors import UserError
 from looped_jax.inside import figures
 from looped_jax.inside.lens import Lens, exit_depths, jitted_lens
@@ -55,8 +54,11 @@ def of_task(model: Opened, task: str, number: int) -> Asked:
 
 
 def rules_for(model: Opened) -> list[str]:
-    """Exit rules that this model can be asked about."""
-    gate = dict(model.model.config.loop).get("gate")
+    """Exit rules that this model can be asked about; none where tokens stop by themselves."""
+    options = dict(model.model.config.loop)
+    gate = options.get("gate")
+    if gate == "act" or "routing" in options:
+        return []
     return ["state:0.03", "kl:0.0005", *(["cdf:0.5", "cdf:0.9"] if gate == "linear" else [])]
 
 
@@ -100,7 +102,7 @@ def depths(model: Opened, asked: Asked, loops: int | None) -> dict[str, list[int
 
 def names(vocabulary: Any, ids: Sequence[int]) -> list[str]:
     """Tokens as they are shown, one by one."""
-    special = {BOS: "<bos>", EOS: "<eos>"}
+    special = {vocabulary.bos: "<bos>", vocabulary.eos: "<eos>"}
     shown = []
     for i in ids:
         text = special.get(int(i)) or vocabulary.decode([int(i)]) or f"#{i}"
@@ -246,13 +248,9 @@ def _finite(value: Any) -> Any:
     """JSON has no nan."""
     if isinstance(value, list):
         return [_finite(item) for item in value]
-    return (
-        round(value, 6)
-        if isinstance(value, float) and np.isfinite(value)
-        else None
-        if isinstance(value, float)
-        else value
-    )
+    if isinstance(value, float):
+        return round(value, 6) if np.isfinite(value) else None
+    return value
 
 
 def write(document: Document, data: dict[str, Any], folder: epath.Path) -> None:

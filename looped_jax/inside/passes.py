@@ -84,16 +84,14 @@ def look(
         found, variables = found
         shown = variables[SHOWN][f"segment_{segment}"]["layers"]
     return Seen(
-        logits_BTV=logits(model.config, found)[..., : _ids(model.config)] if says else None,
+        # Without the ids that only pad the vocabulary.
+        logits_BTV=logits(model.config, found)[..., : model.config.ids_in_use or None]
+        if says
+        else None,
         states_LBTD=found.segments[segment].x_BTD.astype(jnp.float32) if states else None,
         layers_LkBTD=shown["stream"].astype(jnp.float32) if layers else None,
         weights_LkBHTS=shown["layer"]["attention"]["weights"] if weights else None,
     )
-
-
-def _ids(config: ModelConfig) -> int:
-    """Ids that something may be; the vocabulary is rounded up."""
-    return config.ids_in_use or config.vocab_size
 
 
 jitted_look = jax.jit(

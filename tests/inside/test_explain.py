@@ -3,14 +3,22 @@
 import json
 import pathlib
 import subprocess
+import types
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from etils import epath
-from helpers import small_config, write_language_model, write_pile
+from helpers import small_config, small_model, write_language_model, write_pile
 
-from looped_jax.inside.explanation import explain, names, of_prompt, of_task, write
+from looped_jax.inside.explanation import (
+    explain,
+    names,
+    of_prompt,
+    of_task,
+    rules_for,
+    write,
+)
 from looped_jax.inside.opened import Opened, load
 from looped_jax.training.job import make_job
 from looped_jax.training.trainer import train
@@ -60,6 +68,17 @@ def test_the_page_stands_alone_and_names_are_shown_as_they_are(
     there = {path.name for path in tmp_path.iterdir()}
     assert there >= {"data.json", "lens.png", "states.png", "attention.png", "means.csv"}
     assert json.loads((tmp_path / "data.json").read_text())["targets"][-1] == -1
+
+
+def test_tokens_are_called_as_their_own_vocabulary_has_them() -> None:
+    words = types.SimpleNamespace(bos=4, eos=5, decode=lambda ids: "abcd\ne"[ids[0]])
+    assert names(words, [1, 2, 4, 5]) == ["b", "c", "<bos>", "<eos>"]  # 1 and 2 are words.
+
+
+@pytest.mark.parametrize("options", [{"gate": "act"}, {"routing": "expert_choice"}], ids=str)
+def test_models_whose_tokens_stop_by_themselves_have_no_exit_rules(options: dict[str, str]) -> None:
+    model = small_model("1x3", loop=tuple(options.items()))
+    assert rules_for(types.SimpleNamespace(model=model)) == []
 
 
 def test_an_intervention_changes_the_page(opened: Opened) -> None:
