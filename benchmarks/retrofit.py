@@ -27,7 +27,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from tqdm import tqdm
 
-from benchmarks.common import machine, save
+from benchmarks.common import load, machine, save
 
 ROOT = pathlib.Path(__file__).parents[1]
 TASKS = ("triviaqa", "svamp", "varassign_depth0_math")
@@ -161,12 +161,16 @@ def main() -> None:
     for name in ("source", "out", "pile", "evals"):
         parser.add_argument(f"--{name}", required=True, type=pathlib.Path)
     parser.add_argument("--limit", type=int, default=48)
+    every = range(len(ARMS))
+    given = {"type": int, "nargs": "+", "choices": every, "default": list(every)}
+    parser.add_argument("--arms", help="the others' results stay as they are", **given)
     arguments = parser.parse_args()
     for name in ("source", "out", "pile", "evals"):
         setattr(arguments, name, getattr(arguments, name).resolve())
     check_same(arguments)
-    arms: dict[str, Any] = {}
-    for place, (name, arm) in enumerate(tqdm(ARMS.items(), unit="arm")):
+    arms = kept_arms(arguments.arms)
+    for place in tqdm(arguments.arms, unit="arm"):
+        name, arm = list(ARMS.items())[place]
         folder = arguments.out / f"arm_{place}"
         workdirs = make(arm, arguments, folder)
         record = json.loads((workdirs["before"] / "retrofit.json").read_text())
@@ -174,16 +178,30 @@ def main() -> None:
         seen = {**dataclasses.asdict(arm), "source_layers": record["layers"]}
         arms[name] = {"seen": seen, "values": values}
         # What is measured is kept, whatever becomes of the next arm.
-        save("retrofit", {"machine": machine(), "healing": HEALING, "arms": arms})
-    sample = next(iter(arms["source"]["values"]["before"].values()))
+        ordered = {name: arms[name] for name in ARMS if name in arms}
+        save("retrofit", {"machine": machine(), "healing": HEALING, "arms": ordered})
+    sample = next(iter(ordered["source"]["values"]["before"].values()))
     columns = [TEXT, *(f"eval/{task}/{headline(sample, task)}" for task in TASKS)]
-    print(table(arms, columns))
-    picture(arms, ROOT / "docs" / "images" / "retrofit.png")
+    print(table(ordered, columns))
+    picture(ordered, ROOT / "docs" / "images" / "retrofit.png")
+
+
+def kept_arms(anew: Sequence[int]) -> dict[str, Any]:
+    """Results of the arms that are not measured anew, of the same healing; SystemExit otherwise."""
+    others = [name for place, name in enumerate(ARMS) if place not in anew]
+    if not others:
+        return {}
+    found = load("retrofit")
+    missing = [name for name in others if name not in found["arms"]]
+    if found["healing"] != HEALING or missing:
+        raise SystemExit(f"no results of the same healing for {', '.join(missing or others)}")
+    return {name: found["arms"][name] for name in others}
 
 
 def check_same(arguments: argparse.Namespace) -> None:
     """SystemExit where --out holds what was made of something else."""
-    asked: dict[str, Any] = {name: str(value) for name, value in vars(arguments).items()}
+    given = {name: value for name, value in vars(arguments).items() if name != "arms"}
+    asked: dict[str, Any] = {name: str(value) for name, value in given.items()}
     arms = {name: dataclasses.asdict(arm) for name, arm in ARMS.items()}
     asked = json.loads(json.dumps({**asked, "healing": HEALING, "arms": arms}))
     kept = arguments.out / "asked.json"

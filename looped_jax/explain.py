@@ -5,7 +5,9 @@ python -m looped_jax.explain --workdir=runs/pile_mini --prompt="The loop of laye
 
 For each token and loop: what the model would say had it stopped there, how likely the right answer
 is, how the state changes, what attends to what, when exit rules would stop; and the same at twice
-the loops. The page stands alone; pictures, tables and data.json lie beside it. See docs/inside.md.
+the loops. Of a synthetic task also what states hold (linear probes, beside a control and the
+paper's construction), and what each loop is needed for. The page stands alone; pictures, tables and
+data.json lie beside it. See docs/inside.md.
 """
 
 from etils import epath
@@ -13,7 +15,10 @@ from etils import epath
 from looped_jax.config import cli
 from looped_jax.errors import UserError
 from looped_jax.inside import opened
+from looped_jax.inside.decoded import decoded
+from looped_jax.inside.effects import effects
 from looped_jax.inside.explanation import explain, of_prompt, of_task, write
+from looped_jax.inside.passes import watched_segment
 
 _FLAGS = cli.Flags()
 _WORKDIR = _FLAGS.string("workdir", "", "The run.")
@@ -23,7 +28,10 @@ _TASK = _FLAGS.string("task", "", "Of a synthetic run, in place of --prompt: one
 _EXAMPLE = _FLAGS.integer("example", 0, "Number of the task's held-out example.", lower_bound=0)
 _LOOPS = _FLAGS.integer("loops", None, "Loop count in place of the plan's.", lower_bound=1)
 _STEP = _FLAGS.integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
+_SEGMENT = _FLAGS.integer("segment", None, "From 0; default: the looped one.", lower_bound=0)
 _INTERVENE = _FLAGS.string("intervene", "", "Changes, e.g. skip:2 or layer:1.2 (docs/python.md).")
+_PROBES = _FLAGS.bool("probes", True, "With --task: what states hold, by linear probes.")
+_EFFECTS = _FLAGS.bool("effects", True, "With --task: what changes inside the loops cost.")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -39,11 +47,17 @@ def main(overrides: dict[str, str]) -> None:
         model = model.intervened(_INTERVENE.value)
     if _TASK.value and model.run.job.config.data.task == "text":
         raise UserError("a language model has no --task to explain; say --prompt=TEXT")
+    held = lost = None
     if _TASK.value:
         asked = of_task(model, _TASK.value, _EXAMPLE.value)
+        is_watched = _SEGMENT.value in (None, watched_segment(model.model.config, None))
+        if _PROBES.value and is_watched:  # They look at the looped segment.
+            held = decoded(model, _TASK.value)
+        if _EFFECTS.value:
+            lost = effects(model)
     else:
         asked = of_prompt(model, _PROMPT.value)
-    document, data = explain(model, asked)
+    document, data = explain(model, asked, _SEGMENT.value, held, lost)
     out = epath.Path(_OUT.value)
     try:
         write(document, data, out)

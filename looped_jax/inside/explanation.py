@@ -4,7 +4,7 @@ would say had it stopped there, how its state changes, and what attends to what.
 import dataclasses
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,11 @@ from looped_jax.analysis.document import Cell, Document, Figure, Grid, Section, 
 from looped_jax.data.files import write_whole
 from looped_jax.errors import UserError
 from looped_jax.inside import figures
-from looped_jax.inside.lens import Lens, exit_depths, jitted_lens
+from looped_jax.inside.decoded import Decoded
+from looped_jax.inside.lens import Lens, exit_depths
 from looped_jax.inside.opened import Opened
+from looped_jax.inside.passes import watched_segment
+from looped_jax.inside.task_parts import held_parts, lost_table
 from looped_jax.models.loops.exits import ExitRule
 
 FIELDS = ("kl", "entropy", "target_log_p", "target_rank", "norm", "update", "cosine")
@@ -54,36 +57,17 @@ def of_task(model: Opened, task: str, number: int) -> Asked:
 
 
 def rules_for(model: Opened) -> list[str]:
-    """Exit rules that this model can be asked about; none where tokens stop by themselves."""
-    options = dict(model.model.config.loop)
+    """Exit rules that this model can be asked about; none where tokens stop by themselves, or where
+    there is no loop or more than one looped segment to leave."""
+    config = model.model.config
+    options = dict(config.loop)
     gate = options.get("gate")
-    if gate == "act" or "routing" in options:
+    if gate == "act" or "routing" in options or len(config.plan.looped) != 1:
         return []
     return ["state:0.03", "kl:0.0005", *(["cdf:0.5", "cdf:0.9"] if gate == "linear" else [])]
 
 
-def seen(model: Opened, asked: Asked, loops: int | None, top: int = 5) -> tuple[Lens, np.ndarray]:
-    """The lens of the row, and its states, [L, T, …]. UserError for a model without loops."""
-    config = model.model.config
-    if not config.plan.looped:
-        raise UserError(f"plan {config.plan} has no loops to look into")
-    if len(config.plan.looped) > 1:
-        raise UserError(f"plan {config.plan} has several looped segments; one can be explained")
-    if "nest" in dict(config.loop):
-        raise UserError("config.loop.nest: most of its loops end a state that is not read out")
-    shards = model.shards
-    tokens_BT = np.repeat(np.asarray([asked.tokens], np.int32), shards, axis=0)
-    targets_BT = np.repeat(np.maximum(np.asarray([asked.targets], np.int32), 0), shards, axis=0)
-    given = (model.model, model.params, tokens_BT, np.ones_like(tokens_BT), targets_BT)
-    options: dict[str, Any] = {"loops": loops, "top": min(top, model.vocabulary.size)}
-    options |= {"segment": config.plan.looped[0], "changes": model.changes}
-    with model.run.job.context():
-        found, states = jitted_lens(*given, **options)
-    row = jax.tree.map(lambda array: np.asarray(array)[:, 0], (found, states))
-    return row[0], row[1]
-
-
-def depths(model: Opened, asked: Asked, loops: int | None) -> dict[str, list[int]]:
+def depths(model: Opened, asked: Asked) -> dict[str, list[int]]:
     """Rule -> the loops that each token takes; none where something is changed, which exit rules
     know nothing of."""
     if model.changes:
@@ -95,7 +79,7 @@ def depths(model: Opened, asked: Asked, loops: int | None) -> dict[str, list[int
         assert rule is not None
         with model.run.job.context():
             given: Any = (model.model, model.params, tokens_BT, np.ones_like(tokens_BT))
-            of_rule = exit_depths(*given, rule=rule, loops=loops)
+            of_rule = exit_depths(*given, rule=rule, loops=model.loops)
         found[text] = np.asarray(of_rule)[0].tolist()
     return found
 
@@ -110,60 +94,83 @@ def names(vocabulary: Any, ids: Sequence[int]) -> list[str]:
     return shown
 
 
-def explain(model: Opened, asked: Asked) -> tuple[Document, dict[str, Any]]:
-    """The page, and its data for JSON."""
+def explain(
+    model: Opened,
+    asked: Asked,
+    segment: int | None = None,
+    held: Decoded | None = None,
+    lost: Mapping[str, Mapping[str, float]] | None = None,
+) -> tuple[Document, dict[str, Any]]:
+    """The page, and its data for JSON. ``held``: what states hold over many examples (decoded.py);
+    ``lost``: what changes inside cost (effects.py). UserError for a segment that is not there."""
     plan = model.plan
-    trained = plan.segments[plan.looped[0]].loops
-    loops = model.loops or trained
-    found, states = seen(model, asked, loops)
-    more, _ = seen(model, asked, 2 * loops)
-    left = depths(model, asked, loops)
-    weights = model.attention([asked.tokens])[:, :, 0]
+    number = watched_segment(model.model.config, segment)
+    own = plan.segments[number]
+    is_loop = own.trained_loops > 1
+    unit, trained = ("loop", own.trained_loops) if is_loop else ("layer", own.layers)
+    depth = (model.loops or own.loops) if is_loop else trained
     tokens = names(model.vocabulary, asked.tokens)
-    heat = figures.lens(found, asked.known, tokens)
-    drawn = figures.states(states, found, len(tokens))
+    found = seen(model, asked, number)
+    left = depths(model, asked)
+    weights = model.attention([asked.tokens], segment=number)[:, :, 0]
+    heat = figures.lens(found, asked.known, tokens, unit)
+    drawn = figures.states(found, unit)
     maps, heads = figures.attention(weights)
-    again = _grid(model, asked, tokens, more, trained, f"The same at {2 * loops} loops")
+    said: list[Any] = [
+        _grid(model, asked, tokens, found, trained, f"{unit.capitalize()} by {unit}"),
+        _means(found, asked, unit),
+        Figure("lens", f"The right token, and how far a {unit} is from the last", heat, LENS),
+    ]
+    about = _about(model, asked, number, f"{trained} {unit}s", f"{depth}")
     sections = [
-        Section("What is shown", (Text(tuple(_about(model, asked, trained, loops))),)),
-        Section(
-            "What each loop would say",
-            (
-                _grid(model, asked, tokens, found, trained, "Loop by loop"),
-                _means(found, asked),
-                Figure("lens", "The right token, and how far a loop is from the last", heat, LENS),
-            ),
-        ),
+        Section("What is shown", (Text(tuple(about)),)),
+        Section(f"What each {unit} would say", tuple(said)),
         Section("How the state changes", (Figure("states", "States", drawn, STATES),)),
         *([Section("When tokens would leave", (_exits(left, tokens),))] if left else []),
         Section("Attention", (Figure("attention", "Attention", maps, ATTENTION[heads]),)),
-        Section("At more loops", (again, _means(more, asked, "means_more"))),
     ]
+    if held is not None:
+        sections.append(Section(f"What the state after each {unit} holds", held_parts(held, unit)))
+    if lost is not None:
+        sections.append(Section(f"What each {unit} is needed for", (lost_table(lost),)))
     data = {
         "workdir": str(model.run.workdir),
         "step": model.step,
         "plan": str(plan),
-        "loops": loops,
+        f"{unit}s": depth,
         "ids": asked.tokens,
         "tokens": tokens,
         "targets": asked.targets,
         "lens": _as_json(found),
-        "lens_more": _as_json(more),
         "exits": left,
+        "held": None if held is None else held.as_json(),
+        "lost": lost,
     }
+    if is_loop and not any(change.kind == "order" for change in model.changes):
+        more = seen(model.with_loops(2 * depth), asked, number)
+        again = _grid(model, asked, tokens, more, trained, f"The same at {2 * depth} loops")
+        sections.append(Section("At more loops", (again, _means(more, asked, unit, "means_more"))))
+        data["lens_more"] = _as_json(more)
     title = textwrap.shorten(asked.title, 60, placeholder=" …")
     return Document(f"Inside {model.run.workdir.name}: {title}", tuple(sections)), data
 
 
+def seen(model: Opened, asked: Asked, segment: int) -> Lens:
+    """The lens of the row, [L, T, …]."""
+    found = model.lens([asked.tokens], [np.maximum(asked.targets, 0).tolist()], segment=segment)
+    row: Lens = jax.tree.map(lambda array: np.asarray(array)[:, 0], found)
+    return row
+
+
 LENS = (
-    "Left: log p of the right next token, where one is known. Right: KL(all loops || this loop) in "
-    "nats. Rows are tokens, columns loops."
+    "Left: log p of the right next token, where one is known. Right: KL(the whole model || this "
+    "one) in nats, of what is said. Rows are tokens."
 )
 STATES = (
-    "Left: the norm of the state after each loop; middle: the change ||h_t - h_(t-1)|| / ||h_t||; "
-    "each line is a token, the thick one their mean. Right: the states of all tokens and loops in "
-    "the plane of their two largest principal components; each line is a token, its dot the last "
-    "loop."
+    "Left: the norm of the state after each; middle: the change ||h_t - h_(t-1)|| / ||h_t||; "
+    "each line is a token, the thick one their mean. Right: all states in "
+    "the plane of their two largest principal components; each line is a token, its dot where it "
+    "ends."
 )
 
 ATTENTION = {
@@ -174,14 +181,16 @@ ATTENTION = {
 }
 
 
-def _about(model: Opened, asked: Asked, trained: int, loops: int) -> list[str]:
+def _about(model: Opened, asked: Asked, segment: int, trained: str, shown: str) -> list[str]:
+    several = len(model.plan.segments) > 1
+    of_segment = f" (segment {segment}, counted from 0)" if several else ""
     return [
         f"Of: {asked.title}",
-        f"Run {model.run.workdir}, step {model.step}, plan {model.plan}, trained with {trained} "
-        f"loops, shown at {loops}.",
+        f"Run {model.run.workdir}, step {model.step}, plan {model.plan}{of_segment}, trained with "
+        f"{trained}, shown at {shown}.",
         f"{len(asked.tokens)} tokens; the right next token is known at {int(asked.known.sum())}.",
-        "A cell is the likeliest next token after that loop, through the later layers and the "
-        "output projection; its colour is how likely. Hover or tap for the list.",
+        "A cell is the likeliest next token had the model stopped there, through what follows and "
+        "the output projection; its colour is how likely. Hover or tap for the list.",
         *([f"Changed: {' '.join(map(str, model.changes))}."] if model.changes else []),
     ]
 
@@ -201,7 +210,7 @@ def _grid(
             if asked.targets[t] >= 0:
                 right = np.exp(found.target_log_p_LBT[n, t])
                 more.append(f"right: {100 * right:.1f}%, rank {found.target_rank_LBT[n, t]}")
-            more.append(f"KL to all loops {found.kl_LBT[n, t]:.3f}")
+            more.append(f"KL to the whole {found.kl_LBT[n, t]:.3f}")
             cells.append(Cell(top[0], float(p[0]), tuple(more)))
         target = asked.targets[t]
         said = names(model.vocabulary, [target])[0] if target >= 0 else ""
@@ -210,8 +219,8 @@ def _grid(
     return Grid(title, header, rows, note)
 
 
-def _means(found: Lens, asked: Asked, name: str = "means") -> Table:
-    """Means over tokens, of each loop."""
+def _means(found: Lens, asked: Asked, unit: str, name: str = "means") -> Table:
+    """Means over tokens, of each loop or layer."""
     known = asked.known
     rows = []
     for n in range(len(found.kl_LBT)):
@@ -227,8 +236,8 @@ def _means(found: Lens, asked: Asked, name: str = "means") -> Table:
         of_change = (found.update_LBT[n].mean(), found.cosine_LBT[n].mean())
         cells += ["" if np.isnan(value) else f"{value:.3f}" for value in of_change]
         rows.append(cells)
-    header = ["loop", "p of the right one (%)", "right (%)", "KL to all loops", "entropy"]
-    header += ["norm", "relative update", "cosine to the loop before"]
+    header = [unit, "p of the right one (%)", "right (%)", "KL to the whole", "entropy"]
+    header += ["norm", "relative update", f"cosine to the {unit} before"]
     return Table(name, "Means over the tokens", header, rows)
 
 

@@ -7,7 +7,8 @@ layer:2.1      layer 1 of loop 2 does
 order:1,3,2,2  these loops in this order, in place of 1, 2, …, L (skipped, repeated, exchanged)
 
 A state of another prompt in the place of one's own (patching: Vig et al. 2020, Meng et al. 2022,
-arXiv 2202.05262, who say what it tells) is a Patch, from Python. All hold for the looped segments.
+arXiv 2202.05262, who say what it tells) is a Patch, from Python. All hold for the looped segments;
+of a plan without loops layers can be left out.
 """
 
 import dataclasses
@@ -68,17 +69,19 @@ def parse(text: str) -> tuple[Change, ...]:
 
 def check(config: ModelConfig, changes: Sequence[Change], loops: int | None) -> None:
     """UserError for a loop or layer that is not there, and for models of which this cannot be
-    said: without loops, with loops of two speeds, or with tokens that are not in all of them."""
-    looped = [config.plan.segments[index] for index in config.plan.looped]
-    if not looped:
-        raise UserError(f"plan {config.plan} has no loops to change")
+    said: with loops of two speeds, or with tokens that are not in all of them."""
+    plan = config.plan
+    looped = [plan.segments[index] for index in plan.looped]
+    if not looped and any(change.kind != "layer" for change in changes):
+        raise UserError(f"plan {plan} has no loops to change, only layers (layer:1.LAYER)")
     for option in ("nest", "routing"):
         if option in dict(config.loop):
             raise UserError(f"interventions are not for config.loop.{option}, whose loops differ")
     if sum(change.kind == "order" for change in changes) > 1:
         raise UserError("there can be one order")
-    there = loops or min(segment.loops for segment in looped)
-    layers = min(segment.layers for segment in looped)
+    changed = looped or list(plan.segments)
+    there = loops or min(segment.loops for segment in changed)
+    layers = min(segment.layers for segment in changed)
     for change in changes:
         if min(change.numbers) < 0:
             raise UserError(f"intervention {change}: loops and layers are counted from 1")

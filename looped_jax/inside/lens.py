@@ -1,10 +1,11 @@
 """What every loop would say had the loops ended there (the logit lens), and how its state changes.
 
 The stream at the end of a loop goes through what follows the looped segment and the output
-projection (`next_token` of models/transformer.py), inside the pass itself: of a loop only the
+projection (`next_token` of models/transformer.py), one loop after the other: of a loop only the
 figures below are kept, not its distribution over the vocabulary. The lens is nostalgebraist's
 (2020, "interpreting GPT: the logit lens"), here at the ends of loops, where a looped model could
-really stop. Shapes in names as in models/layers.py; L loops, N likeliest tokens.
+really stop. In a segment that is not looped its layers are looked at in the loops' place. Shapes in
+names as in models/layers.py; L loops (or layers), N likeliest tokens.
 """
 
 from typing import Any
@@ -13,17 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from looped_jax.inside.interventions import Change, intervention, loops_of
+from looped_jax.inside.interventions import Change
+from looped_jax.inside.passes import is_looped, look
 from looped_jax.models.layers import Array
 from looped_jax.models.loops.exits import ExitRule
-from looped_jax.models.loops.segment import Wanted
-from looped_jax.models.transformer import (
-    LoopedTransformer,
-    forward,
-    layer_inputs,
-    logits,
-    next_token,
-)
+from looped_jax.models.transformer import LoopedTransformer, forward, layer_inputs, next_token
 
 
 class Lens(struct.PyTreeNode):
@@ -36,6 +31,7 @@ class Lens(struct.PyTreeNode):
     norm_LBT: ||h_t||, over D, of the state h_t at the end of loop t.
     update_LBT, cosine_LBT: ||h_t - h_{t-1}|| / ||h_t|| and the cosine of the two; nan in the first
       loop, whose state before is not that of a loop.
+    states_LBTD: the states themselves, float32.
     """
 
     top_LBTN: Array
@@ -47,6 +43,7 @@ class Lens(struct.PyTreeNode):
     norm_LBT: Array
     update_LBT: Array
     cosine_LBT: Array
+    states_LBTD: Array
 
 
 def lens(
@@ -60,26 +57,28 @@ def lens(
     loops: int | None = None,
     top: int = 5,
     changes: tuple[Change, ...] = (),
-) -> tuple[Lens, Array]:
-    """The lens of a looped ``segment``, and its states_LBTD, float32. ``targets_BT``: the right
-    next token of each place; what is said of places that have none means nothing. ``changes``: see
-    inside/interventions.py."""
+) -> Lens:
+    """The lens of ``segment``. ``targets_BT``: the right next token of each place; what is said of
+    places that have none means nothing. ``changes``: see inside/interventions.py."""
     arguments = (tokens_BT, segment_ids_BT)
-    say = next_token(model, params, layer_inputs(model.config, *arguments), None)
-    asked: dict[str, Any] = {
-        "loops": loops_of(changes, loops),
-        "intervention": intervention(changes),
-    }
-    whole = forward(model, params, *arguments, **asked)
-    last_BTV = jax.nn.log_softmax(logits(model.config, whole))
+    say = next_token(model, params, layer_inputs(model.config, *arguments), None, segment)
+    given: dict[str, Any] = {"segment": segment, "loops": loops, "changes": changes, "says": True}
+    if is_looped(model.config, segment):
+        seen = look(model, params, *arguments, states=True, **given)
+        states_LBTD = seen.states_LBTD
+    else:
+        seen = look(model, params, *arguments, layers=True, **given)
+        assert seen.layers_LkBTD is not None
+        states_LBTD = seen.layers_LkBTD[0]
+    assert states_LBTD is not None and seen.logits_BTV is not None
+    last_BTV = jax.nn.log_softmax(seen.logits_BTV)
     last_p_BTV = jnp.exp(last_BTV)
 
-    def look(x_BTD: Array) -> dict[str, Array]:
-        log_p_BTV = say(x_BTD)
+    def read(x_BTD: Array) -> dict[str, Array]:
+        log_p_BTV = say(x_BTD.astype(model.config.dtype))[..., : last_BTV.shape[-1]]
         p_BTV = jnp.exp(log_p_BTV)
         top_log_p_BTN, top_BTN = jax.lax.top_k(log_p_BTV, top)
         target_BT1 = jnp.take_along_axis(log_p_BTV, targets_BT[..., None], axis=-1)
-        # Ids that only pad the vocabulary have p = 0 and log p = -inf.
         apart_BTV = jnp.where(last_p_BTV > 0, last_p_BTV * (last_BTV - log_p_BTV), 0.0)
         return {
             "top_LBTN": top_BTN,
@@ -90,12 +89,8 @@ def lens(
             "target_rank_LBT": 1 + jnp.sum(log_p_BTV > target_BT1, axis=-1),
         }
 
-    wanted = Wanted(states=True)
-    found = forward(model, params, *arguments, look=look, wanted=wanted, **asked)
-    output = found.segments[segment]
-    assert output.x_BTD is not None
-    states_LBTD = output.x_BTD.astype(jnp.float32)
-    return Lens(**output.looked, **_changes(states_LBTD)), states_LBTD
+    said = jax.lax.map(read, states_LBTD)
+    return Lens(**said, **_changes(states_LBTD), states_LBTD=states_LBTD)
 
 
 def _changes(states_LBTD: Array) -> dict[str, Array]:

@@ -31,7 +31,8 @@ from looped_jax.inside.interventions import (
     loops_of,
     parse,
 )
-from looped_jax.inside.passes import Seen, check_shown, jitted_look, watched_segment
+from looped_jax.inside.lens import Lens, jitted_lens
+from looped_jax.inside.passes import Seen, check_shown, is_looped, jitted_look, watched_segment
 from looped_jax.models.loop_plan import LoopPlan
 from looped_jax.models.transformer import LoopedTransformer, check_loops
 from looped_jax.parallel.mesh import BATCH_AXES
@@ -148,6 +149,37 @@ class Opened:
         """[L, k, B, H, T, T]: what each token (second to last axis) takes of each."""
         return self._seen(given, segment, weights=True).weights_LkBHTS
 
+    def lens(
+        self,
+        given: Given,
+        targets: Sequence[Sequence[int]] | None = None,
+        *,
+        top: int = 5,
+        segment: int | None = None,
+    ) -> Lens:
+        """What the model would say at each token had it stopped after each loop (inside/lens.py).
+        ``targets``: of each row the right next token of each place; without, the row's own."""
+        config, job = self.model.config, self.run.job
+        rows, number = self.tokens(given), watched_segment(config, segment)
+        if not is_looped(config, number):
+            check_shown(config, number)
+        if "nest" in dict(config.loop):
+            raise UserError("config.loop.nest: most of its loops end a state that is not read out")
+        if self.patches:
+            raise UserError("patches are for logits, states, attention and evaluate")
+        tokens_BT, ids_BT = self._padded(rows)
+        right = [[*row[1:], 0] for row in rows] if targets is None else targets
+        targets_BT = np.zeros_like(tokens_BT)
+        for place, row in enumerate(right):
+            targets_BT[place, : len(row)] = row
+        what: dict[str, Any] = {"segment": number, "loops": self.loops, "changes": self.changes}
+        what["top"] = min(top, config.ids_in_use or config.vocab_size)
+        with job.context():
+            seen = jitted_lens(self.model, self.params, tokens_BT, ids_BT, targets_BT, **what)
+            seen = jax.device_get(seen)
+        longest = max(map(len, rows))
+        return jax.tree.map(lambda array: array[:, : len(rows), :longest], seen)
+
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -196,13 +228,8 @@ class Opened:
         number = watched_segment(config, segment)
         if asked.get("layers") or asked.get("weights"):
             check_shown(config, number)
-        longest, shards = max(map(len, rows)), self.shards
-        length = min(bucket(longest), config.max_length)
-        tokens_BT = np.full((shards * -(-len(rows) // shards), length), PAD, np.int32)
-        ids_BT = np.zeros_like(tokens_BT)
-        for place, row in enumerate(rows):
-            tokens_BT[place, : len(row)] = row
-            ids_BT[place, : len(row)] = 1
+        tokens_BT, ids_BT = self._padded(rows)
+        longest = max(map(len, rows))
         with job.context():
             what: dict[str, Any] = {"segment": number, "loops": self.loops, **asked}
             what |= {"changes": self.changes, "patches": self._patches(len(tokens_BT), longest)}
@@ -217,6 +244,17 @@ class Opened:
         }
         there = {name: getattr(seen, name) for name in cut}
         return Seen(**{n: None if x is None else cut[n](x) for n, x in there.items()})
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """tokens_BT and segment_ids_BT, rows and length such that they fit the mesh and few
+        programs are compiled."""
+        length = min(bucket(max(map(len, rows))), self.model.config.max_length)
+        tokens_BT = np.full((self.shards * -(-len(rows) // self.shards), length), PAD, np.int32)
+        ids_BT = np.zeros_like(tokens_BT)
+        for place, row in enumerate(rows):
+            tokens_BT[place, : len(row)] = row
+            ids_BT[place, : len(row)] = 1
+        return tokens_BT, ids_BT
 
     def _patches(self, rows: int, longest: int) -> tuple[Patch, ...]:
         """For so many rows; those behind the patch's own take its last one's. UserError for places

@@ -48,6 +48,11 @@ def watched_segment(config: ModelConfig, segment: int | None) -> int:
     return segment
 
 
+def is_looped(config: ModelConfig, segment: int) -> bool:
+    """Whether a segment was trained with several loops."""
+    return segment in config.plan.looped
+
+
 def check_shown(config: ModelConfig, segment: int) -> None:
     """UserError where layers are not in one scan over the loops: of these nothing is shown."""
     if len(runs_of(config, config.plan.segments[segment])) > 1:

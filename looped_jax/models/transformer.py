@@ -121,8 +121,8 @@ class LoopedTransformer(nn.Module):
           sizes_BS: float32, sizes of the steps in place of the loops, as data, 0 behind the last;
             all rows have as many (models/loops/trajectory.py).
           train: whether kinds of loops that have other rules for training go by these (static).
-          intervention: what is changed inside looped segments; with its `order` ``loops`` is how
-            many that has (models/loops/base.py).
+          intervention: what is changed inside looped segments, or all where none is looped; with
+            its `order` ``loops`` is how many that has (models/loops/base.py).
         """
         config = self.config
         if exit is not None:
@@ -158,8 +158,11 @@ class LoopedTransformer(nn.Module):
             if inference is not None:
                 inputs = inference.given(inputs, index)
             rule = exit if segment.trained_loops > 1 else None
+            # Of a plan without loops there are layers to change.
+            is_changed = segment.trained_loops > 1 or not config.plan.looped
+            changed = intervention if is_changed else None
             x_BTD, output = LoopedSegment(config, segment, wanted, rule, name=name)(
-                x_BTD, inputs, loops_B, look, sizes_BS, train, intervention
+                x_BTD, inputs, loops_B, look, sizes_BS, train, changed
             )
             outputs.append(output)
 
@@ -229,13 +232,17 @@ def output_kernel(model: LoopedTransformer, params: Any) -> Array:
 
 
 def next_token(
-    model: LoopedTransformer, params: Any, inputs: LayerInputs, inference: Inference | None
+    model: LoopedTransformer,
+    params: Any,
+    inputs: LayerInputs,
+    inference: Inference | None,
+    segment: int | None = None,
 ) -> Callable[[Array], Array]:
-    """The function of a looped segment's stream which says log p_BTV of the next token, float32,
-    had its loops ended with it."""
+    """The function of a segment's stream which says log p_BTV of the next token, float32, had it
+    ended with this stream; by default the looped segment's."""
     config = model.config
-    looped = config.plan.looped
-    read = read_out(model, params, inputs, looped[0], inference)
+    after = config.plan.looped[0] if segment is None else segment
+    read = read_out(model, params, inputs, after, inference)
     kernel_VD = output_kernel(model, params)
 
     def look(x_BTD: Array) -> Array:

@@ -2,11 +2,14 @@
 for the construction that solves the same task."""
 
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from looped_jax.data.rows import FIRST_FREE_ID
-from looped_jax.data.tasks.phop import ALPHABET, PHop
+from looped_jax.data.tasks import get_task
+from looped_jax.data.tasks.phop import ALPHABET
 from looped_jax.errors import UserError
 from looped_jax.evaluation.held_out import Evaluator
 from looped_jax.theory import group_composition, p_hop
@@ -36,29 +39,37 @@ def by_loops(workdir: str, most: int) -> dict[str, dict[int, float]]:
     return {f"trained {plan}": trained, "construction": of_construction}
 
 
-def construction_curve(task: str) -> dict[int, float]:
-    """Loops -> exact match of the construction of a task on random inputs."""
-    rng = np.random.default_rng(0)
+class Solution(NamedTuple):
+    """A construction for a task; ``tokens``: the task's input ids [B, S] -> its tokens_BT, whose
+    last place says the answer; ``first_answer``: the id with which its answers begin."""
+
+    construction: Construction
+    tokens: Callable[[np.ndarray], np.ndarray]
+    first_answer: int = 0
+
+
+def construction_of(task: str) -> Solution:
+    """UserError for a task that has none."""
     if match := re.fullmatch(r"group_([a-z]\d+)_n(\d+)", task):
-        group, n = named_group(match[1]), int(match[2])
-        built = group_composition.group_composition(group, n)
-        elements_NS = rng.integers(0, group.order, (EXAMPLES, n))
-        right_N = group.product(elements_NS) + 1
-        return _curve(built, group_composition.tokens(elements_NS), right_N)
-    if match := re.fullmatch(r"phop_p(\d+)_n(\d+)", task):
-        p, n = int(match[1]), int(match[2])
-        built = p_hop.p_hop(p, n, len(ALPHABET))
-        drawn = PHop(task, p, n).draw(rng, EXAMPLES)
-        sequences_BN = drawn.inputs_NS - FIRST_FREE_ID
-        return _curve(
-            built, p_hop.tokens(built, sequences_BN), drawn.answers_NA[:, 0] - FIRST_FREE_ID
+        built = group_composition.group_composition(named_group(match[1]), int(match[2]))
+        return Solution(
+            built,
+            lambda ids_BS: group_composition.tokens(ids_BS - FIRST_FREE_ID),
+            group_composition.START + 1,
         )
+    if match := re.fullmatch(r"phop_p(\d+)_n(\d+)", task):
+        hops = p_hop.p_hop(int(match[1]), int(match[2]), len(ALPHABET))
+        return Solution(hops, lambda ids_BS: p_hop.tokens(hops, ids_BS - FIRST_FREE_ID))
     raise UserError(f"there is a construction for group_* and phop_* tasks, not for {task}")
 
 
-def _curve(built: Construction, tokens_BT: np.ndarray, right_B: np.ndarray) -> dict[int, float]:
+def construction_curve(task: str) -> dict[int, float]:
+    """Loops -> exact match of the construction of a task on random inputs."""
+    built, tokens, first = construction_of(task)
+    drawn = get_task(task).draw(np.random.default_rng(0), EXAMPLES)
+    right_B = drawn.answers_NA[:, 0] - FIRST_FREE_ID + first
     output_DV = np.asarray(built.params["output"]["kernel"])
     return {
         loops: float(np.mean(np.argmax(state_BTD[:, -1] @ output_DV, axis=-1) == right_B))
-        for loops, state_BTD in enumerate(built.states(tokens_BT), start=1)
+        for loops, state_BTD in enumerate(built.states(tokens(drawn.inputs_NS)), start=1)
     }

@@ -98,11 +98,11 @@ class LoopedSegment(nn.Module):
     ) -> tuple[Array, LoopOutput]:
         """The stream after all loops, and what was wanted of each, [L, …]. With ``loops_B``, loop
         counts of the rows that are data, or ``sizes_BS``, the sizes of loops (Trajectory.of),
-        nothing is wanted. ``look``, ``train``, ``intervention``: see LoopContext; what is not
-        looped has none."""
+        nothing is wanted. ``look``, ``train``, ``intervention``: see LoopContext; ``look`` is for
+        what is looped."""
         counts = trajectory = None
         if self.segment.trained_loops == 1:
-            look = intervention = None
+            look = None
         elif loops_B is not None:
             counts = Counts(loops_B, jnp.max(loops_B), self.config.gradient_loops)
         elif sizes_BS is not None:

@@ -1,0 +1,124 @@
+"""What states hold over many examples, and what changes inside cost."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from helpers import small_config, write_pile
+
+from looped_jax.errors import UserError
+from looped_jax.inside.decoded import Decoded, decoded
+from looped_jax.inside.effects import effects, usual_changes
+from looped_jax.inside.explanation import explain, of_task
+from looped_jax.inside.opened import Opened, load
+from looped_jax.training.job import make_job
+from looped_jax.training.trainer import train
+
+TASK = "group_z7_n4"
+
+
+def made(folder: pathlib.Path, plan: str, **options: Any) -> Opened:
+    config = small_config(
+        model__plan=plan, train__steps=2, eval__examples=64, mesh__data=1, **options
+    )
+    train(make_job(config), epath.Path(folder))
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def looped(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    return made(tmp_path_factory.mktemp("looped") / "run", "1x3", loop__per_loop="embedding")
+
+
+@pytest.fixture(scope="module")
+def not_looped(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    return made(tmp_path_factory.mktemp("plain") / "run", "2x1")
+
+
+@pytest.fixture(scope="module")
+def held(looped: Opened) -> Decoded:
+    return decoded(looped, examples=300)  # A batch, and a part of one.
+
+
+def test_the_construction_holds_the_last_two_then_the_answer(held: Decoded) -> None:
+    assert held.names == ("first 2", "first 3", "last 2", "last 3", "answer")
+    assert held.built_QL is not None and held.built_QL.shape == (5, 2)
+    of_name = dict(zip(held.names, held.built_QL, strict=True))
+    assert of_name["last 2"][0] == of_name["answer"][1] == 1.0
+    others = [of_name[name] for name in ("first 2", "first 3", "last 3")]
+    # Seven classes and 300 examples of each split.
+    assert np.max(np.concatenate([*others, of_name["answer"][:1], of_name["last 2"][1:]])) < 0.35
+
+
+def test_probes_of_a_model_that_learnt_nothing_are_as_those_of_a_fresh_one(held: Decoded) -> None:
+    assert held.probed_QL.shape == held.fresh_QL.shape == (5, 3)
+    assert not np.array_equal(held.probed_QL, held.fresh_QL)
+    assert np.abs(held.probed_QL - held.fresh_QL).mean() < 0.15
+    assert np.all(held.frequent_Q < 0.35)
+
+
+def test_what_is_read_after_the_last_loop_is_what_the_model_says(
+    looped: Opened, held: Decoded
+) -> None:
+    rows = looped.run.job.data.source("test").rows(np.arange(300))
+    tokens = rows["tokens"][:, : int(rows["segment_ids"][0].sum())]
+    for loops in (1, 3):
+        cut = looped.with_loops(loops)
+        said = cut.logits(tokens.tolist())[:, -1].argmax(-1)
+        right = np.mean(said == rows["targets"][:, tokens.shape[1] - 1])
+        assert held.read_L[loops - 1] == pytest.approx(right)
+
+
+def test_of_a_plan_without_loops_layers_are_probed_and_left_out(not_looped: Opened) -> None:
+    assert decoded(not_looped, examples=64).probed_QL.shape == (5, 2)
+    assert usual_changes(not_looped) == ["layer:1.1", "layer:1.2"]
+    gone = jax.tree.map(np.array, not_looped.params)
+    layer = gone["segment_0"]["layers"]["layer"]
+    for kernel in (layer["attention"]["output"]["kernel"], layer["mlp"]["down"]["kernel"]):
+        kernel[1] = 0.0
+    expected = dataclasses.replace(not_looped, params=gone).logits([1, 3, 4])
+    found = not_looped.intervened("layer:1.2").logits([1, 3, 4])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match=r"no loops to change, only layers \(layer:1.LAYER\)"):
+        not_looped.intervened("skip:1")
+
+
+def test_effects_are_those_of_each_changed_model(looped: Opened) -> None:
+    assert usual_changes(looped) == [
+        *("skip:1", "skip:2", "skip:3"),
+        *("order:1,1,2,3", "order:1,2,2,3", "order:1,2,3,3"),
+        *("order:2,1,3", "order:1,3,2"),
+    ]
+    found = effects(looped, ["skip:2", "order:3,1"])
+    assert found[""] == looped.evaluate()
+    assert found["skip:2"] == looped.intervened("skip:2").evaluate() != found[""]
+    with pytest.raises(UserError, match="skip:9"):
+        effects(looped, ["skip:1", "skip:9"])
+
+
+def test_the_page_shows_both(looped: Opened, held: Decoded) -> None:
+    lost = effects(looped, ["skip:2"])
+    document, data = explain(looped, of_task(looped, TASK, 0), None, held, lost)
+    page = document.html()
+    assert "What the state after each loop holds" in page and "last 2" in page
+    assert "What each loop is needed for" in page and "skip:2" in page
+    assert data["held"]["built_QL"] == held.as_json()["built_QL"]
+    assert data["lost"] == lost
+
+
+def test_the_page_of_a_plan_without_loops_speaks_of_layers(not_looped: Opened) -> None:
+    document, data = explain(not_looped, of_task(not_looped, TASK, 0))
+    titles = [section.title for section in document.sections]
+    assert "What each layer would say" in titles and "At more loops" not in titles
+    assert data["layers"] == 2 and len(data["lens"]["kl"]) == 2 and data["exits"] == {}
+
+
+def test_probes_are_not_for_text(tmp_path: pathlib.Path) -> None:
+    write_pile(tmp_path / "pile")
+    values = dict(data__task="text", data__path=str(tmp_path / "pile"), data__length=32)
+    with pytest.raises(UserError, match="probes are for synthetic tasks"):
+        decoded(made(tmp_path / "run", "1x2", **values))
