@@ -140,7 +140,8 @@ def picture(arms: dict[str, Any], to: pathlib.Path) -> None:
     for axis, stage in zip(axes, STAGES, strict=True):
         for name, arm in arms.items():
             by_loops = {int(n or 1): v[TEXT] for n, v in arm["values"][stage].items()}
-            style = {"ls": "--"} if len(by_loops) == 1 else {"marker": "o"}
+            # The source's line stays in sight where another lies on it.
+            style = {"ls": "--", "zorder": 3} if len(by_loops) == 1 else {"marker": "o"}
             shown = by_loops if len(by_loops) > 1 else {n: by_loops[1] for n in (1, 2)}
             axis.plot(list(shown), list(shown.values()), label=name, **style)
         axis.set_title(f"{stage} healing")
@@ -148,7 +149,6 @@ def picture(arms: dict[str, Any], to: pathlib.Path) -> None:
         axis.set_xticks((1, 2))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("bits per byte of held-out text")
-    axes[0].set_yscale("log")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(to, dpi=140, metadata={"Software": None})
