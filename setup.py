@@ -28,8 +28,10 @@ CORE = [
 DATA = ["seqio", "tensorflow", "tensorflow-datasets"]
 DOCS = ["mkdocs", "mkdocstrings[python]"]
 # All that tests need but TensorFlow, for releases of Python and JAX that it does not follow yet.
+NOTEBOOKS = ["ipykernel", "nbclient"]
 TEST = [
     *DOCS,
+    *NOTEBOOKS,
     "gguf",
     "hypothesis",
     "jax[tpu]",
@@ -46,6 +48,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
     "docs": DOCS,
+    "notebooks": NOTEBOOKS,
     "tokenizers": ["tokenizers"],
     "hf": ["gguf", "safetensors", "tokenizers"],
     "lm-eval": ["lm-eval", "torch"],

@@ -1,0 +1,179 @@
+"""Where in the loops the answer of p-hop and of variable assignment appears: docs/inside.md.
+
+Small models of both tasks, looped (1x3) and not (3x1, equal FLOPs), three seeds each, are trained
+by looped_jax.main; then each is asked at which loop or layer its state says the answer and what is
+on the way to it (beside the same model with fresh parameters), what leaving a loop or layer out
+costs, and whose answer it says when another example's state is put where the answer is asked for.
+Runs in --out are kept and gone on with.
+
+    python -m benchmarks.inside --out=runs/inside_study
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from tqdm import tqdm
+
+import looped_jax
+from benchmarks.common import machine, save
+from looped_jax.inside.decoded import decoded
+from looped_jax.inside.effects import effects
+from looped_jax.inside.opened import Opened
+
+ROOT = pathlib.Path(__file__).parents[1]
+TASKS = {"phop_p2_n16": "two hops over 16 characters", "varassign_depth1_math": "an alias's value"}
+PLANS = ("1x3", "3x1")
+SEEDS = (1, 2, 3)
+TRAINING = {
+    "model.d_model": "64",
+    "model.d_ff": "256",
+    "optimizer.name": "adamw",
+    "optimizer.learning_rate": "5e-3",
+    "optimizer.warmup_steps": "200",
+    "train.steps": "1500",
+    "train.batch_size": "128",
+    "eval.every": "500",
+    "eval.examples": "2048",
+    "checkpoint.every": "500",
+}
+PAIRS = 512  # Of examples, for patching.
+
+
+def trained(task: str, plan: str, seed: int, folder: pathlib.Path) -> Opened:
+    """The model, trained by the command that a user would type."""
+    keys = {**TRAINING, "data.task": task, "seed": str(seed)}
+    line = [sys.executable, "-m", "looped_jax.main", f"--config=experiments/phop.py:{plan}"]
+    line += [f"--workdir={folder}", *(f"--config.{key}={value}" for key, value in keys.items())]
+    if (ended := subprocess.run(line, cwd=ROOT, stdout=sys.stderr, check=False)).returncode:
+        raise SystemExit(f"{' '.join(line)} ended with {ended.returncode}")
+    model: Opened = looped_jax.load(folder)
+    return model
+
+
+def patched(model: Opened) -> list[dict[str, float]]:
+    """After each loop: how often the model says the own answer, and how often that of another
+    example whose state is put where the answer is asked for. Pairs have different answers."""
+    source = model.run.job.data.source("test")
+    rows = source.rows(np.arange(2 * PAIRS))
+    place = int(np.argmax(rows["answer"][0]))  # The same in all: inputs are of one length.
+    answer_N = rows["targets"][:, place]
+    own, other = np.arange(PAIRS), np.arange(PAIRS, 2 * PAIRS)
+    differ = answer_N[own] != answer_N[other]
+    own, other = own[differ], other[differ]
+    tokens = rows["tokens"][:, : place + 1]
+    found = []
+    for loop in range(1, model.plan.segments[0].loops + 1):
+        changed = model.patched(tokens[other].tolist(), loop, [place])
+        said_N = changed.logits(tokens[own].tolist())[:, place].argmax(-1)
+        shares = {"own": said_N == answer_N[own], "other": said_N == answer_N[other]}
+        found.append({name: float(np.mean(values)) for name, values in shares.items()})
+    return found
+
+
+def measured(model: Opened) -> dict[str, Any]:
+    """All of one model."""
+    lost = effects(model)
+    accuracy = {
+        change: next(v for k, v in of.items() if "accuracy" in k) for change, of in lost.items()
+    }
+    looped = bool(model.plan.looped)
+    held = decoded(model).as_json()
+    return {"held": held, "effects": accuracy, "patched": patched(model) if looped else None}
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown: means over seeds, lowest to highest in brackets."""
+    asked = ("stopped after", "left out:", "other's state after")
+    heads = ["task", "plan", *(f"{what} {n}" for what in asked for n in (1, 2, 3))]
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * 9]
+    for task in TASKS:
+        for plan in PLANS:
+            of_seeds = results[task][plan]
+            read_SL = np.asarray([one["held"]["read_L"] for one in of_seeds])
+            left_out = [
+                [v for k, v in one["effects"].items() if k.startswith(("skip", "layer"))]
+                for one in of_seeds
+            ]
+            columns = [*read_SL.T, *np.asarray(left_out).T]
+            if of_seeds[0]["patched"]:
+                others = [[of["other"] for of in one["patched"]] for one in of_seeds]
+                columns += [*np.asarray(others).T]
+            cells = [_percent(column) for column in columns]
+            cells += [""] * (9 - len(cells))
+            lines.append("| " + " | ".join([task, plan.replace("x", "⊗"), *cells]) + " |")
+    return "\n".join(lines)
+
+
+def _percent(values: np.ndarray) -> str:
+    mean, low, high = (100 * float(f(values)) for f in (np.mean, np.min, np.max))
+    return f"{mean:.0f} ({low:.0f}-{high:.0f})"
+
+
+def picture(results: dict[str, Any], to: pathlib.Path) -> None:
+    """For each task: exact match by depth, and what probes find in both models and in the fresh
+    one; means over seeds."""
+    most = max(len(results[task]["1x3"][0]["held"]["names"]) for task in TASKS)
+    figure, axes = plt.subplots(
+        *(len(TASKS), 4),
+        figsize=(12, 1.6 + 1.2 * most),
+        layout="constrained",
+        width_ratios=(1.5, 1, 1, 1),
+    )
+    for row, (task, words) in zip(axes, TASKS.items(), strict=True):
+        for plan, color in zip(PLANS, ("tab:blue", "tab:orange"), strict=True):
+            read_SL = 100 * np.asarray([one["held"]["read_L"] for one in results[task][plan]])
+            depth = np.arange(1, read_SL.shape[1] + 1)
+            label = plan.replace("x", "⊗") + (", loops" if plan == "1x3" else ", layers")
+            row[0].plot(depth, read_SL.mean(0), c=color, marker="o", label=label)
+            row[0].fill_between(depth, read_SL.min(0), read_SL.max(0), color=color, alpha=0.2, lw=0)
+        row[0].set(title=words, ylabel="exact match had it stopped there, %", ylim=(0, 103))
+        row[0].set_xticks(depth)
+        row[0].set_xlabel("loop or layer")
+        row[0].grid(alpha=0.3)
+        row[0].legend(frameon=False, fontsize=8)
+        panels = [("1⊗3", "1x3", "probed_QL"), ("3⊗1", "3x1", "probed_QL")]
+        panels.append(("fresh parameters, 1⊗3", "1x3", "fresh_QL"))
+        for axis, (title, plan, field) in zip(row[1:], panels, strict=True):
+            of_seeds = [one["held"] for one in results[task][plan]]
+            values_QL = 100 * np.mean([one[field] for one in of_seeds], axis=0)
+            image = axis.imshow(values_QL, vmin=0, vmax=100, cmap="Greens", aspect="auto")
+            for (q, n), value in np.ndenumerate(values_QL):
+                color = "white" if value > 60 else "black"
+                axis.text(n, q, f"{value:.0f}", ha="center", va="center", fontsize=8, c=color)
+            axis.set_title(title, fontsize=10)
+            axis.set_xticks(range(values_QL.shape[1]), depth)
+            axis.set_xlabel("layer" if plan == "3x1" else "loop")
+            named = of_seeds[0]["names"] if axis is row[1] else [""] * len(values_QL)
+            axis.set_yticks(range(len(values_QL)), named, fontsize=8)
+        figure.colorbar(image, ax=row[-1], label="accuracy of the probe, %")
+    figure.savefig(to, dpi=130, metadata={"Software": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    """Trains, measures, saves, draws."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True, type=pathlib.Path)
+    out = parser.parse_args().out.resolve()
+    results: dict[str, Any] = {task: {plan: [] for plan in PLANS} for task in TASKS}
+    arms = [(task, plan, seed) for seed in SEEDS for task in TASKS for plan in PLANS]
+    for task, plan, seed in tqdm(arms, unit="model"):
+        model = trained(task, plan, seed, out / f"{task}_{plan}_{seed}")
+        results[task][plan].append(measured(model))
+        found = {"machine": machine(), "training": TRAINING, "seeds": SEEDS, "tasks": results}
+        save("inside", found)
+    print(table(results))
+    picture(results, ROOT / "docs" / "images" / "inside_study.png")
+
+
+if __name__ == "__main__":
+    main()
