@@ -14,6 +14,8 @@ from etils import epath
 from looped_jax.config import ASSETS
 from looped_jax.data.files import write_whole
 
+# A cell that is longer than this is set as text, in lines.
+LONG = 60
 TEMPLATE = ASSETS / "report" / "page.html"
 
 
@@ -78,6 +80,11 @@ class Table:
     @property
     def numbers_file(self) -> str:
         return f"{self.name}_numbers.csv" if self.numbers else ""
+
+    @property
+    def of_text(self) -> set[int]:
+        """The columns of long cells."""
+        return {j for row in self.rows for j, cell in enumerate(row) if len(cell) > LONG}
 
     def markdown(self) -> str:
         rows = [

@@ -8,10 +8,13 @@ from looped_jax.analysis import compare
 from looped_jax.analysis.groups import Model, TaskGroup
 from looped_jax.evaluation.metric_table import Metric
 
+# Models, of many that cannot be told apart.
+NAMED = 4
+
 
 def headlines(groups: Sequence[TaskGroup]) -> list[str]:
     """A sentence for each group."""
-    return [f"{group.title}: {_of_group(group)}" for group in groups]
+    return [f"{group.title}{_of_group(group)}" for group in groups]
 
 
 def _of_group(group: TaskGroup) -> str:
@@ -25,7 +28,7 @@ def _of_group(group: TaskGroup) -> str:
         if having:
             return _compared(group, having, metric)
         return _best(group, best, metric)
-    return "none of these runs has been evaluated."
+    return ": none of these runs has been evaluated."
 
 
 def _compared(group: TaskGroup, looped: Sequence[Model], metric: str) -> str:
@@ -42,8 +45,10 @@ def _compared(group: TaskGroup, looped: Sequence[Model], metric: str) -> str:
     sentence = compare.sentence(runs, ConfigDict({"metric": metric, **roles}))
     counts = {len(of.seeds(metric)) for of in (base, model, full)}
     means = f" (Means of {_seeds(counts)}.)" if counts != {1} else ""
-    unit = "" if Metric(metric).percent else f"{Metric(metric).word}: "
-    return f"{unit}{sentence}{means}"
+    word = "" if Metric(metric).percent else Metric(metric).word
+    several = len({of.setting for of in group.models}) > 1
+    of_what = "".join(f", {said}" for said in (word, model.setting if several else "") if said)
+    return f"{of_what}: {sentence}{means}"
 
 
 def _seeds(counts: set[int]) -> str:
@@ -73,7 +78,14 @@ def _best(group: TaskGroup, best: Model, metric: str) -> str:
     reaches += f" (mean of {len(values)} seeds)" if len(values) > 1 else ""
     after = f"after {best.step(metric):,} steps"
     if len(group.models) == 1:
-        return f"{best.label} reaches {reaches} {after}."
-    tied = [model.label for model in group.near_best(metric)]
-    within = f"; within the noise of it: {', '.join(tied)}" if tied else ""
-    return f"{best.label} is the best of {len(group.models)} models with {reaches} {after}{within}."
+        return f": {best.label} reaches {reaches} {after}."
+    near = group.near_best(metric)
+    within = f"; within the noise of it: {some_models(near)}" if near else ""
+    best_of = f"{best.label} is the best of {len(group.models)} models"
+    return f": {best_of} with {reaches} {after}{within}."
+
+
+def some_models(models: Sequence[Model]) -> str:
+    """Their labels, the first ones where there are many."""
+    more = f"; and {len(models) - NAMED} more" if len(models) > NAMED else ""
+    return "; ".join(model.label for model in models[:NAMED]) + more

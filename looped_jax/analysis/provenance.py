@@ -59,23 +59,29 @@ def _versions(start: dict[str, Any]) -> str:
     return _code(start) + (f" on jax {jax}" if jax else "")
 
 
-def provenance_table(records: Sequence[Record]) -> Table:
-    """Code of every start of a run that trained; numerics, devices, times and command of the last
-    one."""
-    header = ["run", "code", "numerics format", "devices", "starts", "started", "ended", "command"]
+def provenance_tables(records: Sequence[Record]) -> list[Table]:
+    """Code of every start of a run that trained; numerics, devices and times of the last one; and
+    its command."""
+    header = ["run", "code", "numerics format", "devices", "starts", "started", "ended"]
     rows = [[record.name, *_cells(record)] for record in records]
     note = (
         "From run.json in each run's folder: the code of every start that trained, and the rest of "
         "the last one. Runs of different numerics formats compute different numbers from the same "
         "config."
     )
-    return Table("provenance", "What made the runs", header, rows, note)
+    commands = [
+        [record.name, str(record.provenance.get("command") or UNKNOWN)] for record in records
+    ]
+    return [
+        Table("provenance", "What made the runs", header, rows, note),
+        Table("commands", "Their commands", ["run", "command"], commands),
+    ]
 
 
 def _cells(record: Record) -> list[str]:
     known = record.provenance
     if not known:
-        return [UNKNOWN, *[""] * 6]
+        return [UNKNOWN, *[""] * 5]
     return [
         ", then ".join(dict.fromkeys(_code(start) for start in _that_trained(known))),
         record.numerics,
@@ -83,7 +89,6 @@ def _cells(record: Record) -> list[str]:
         str(1 + len(known.get("earlier") or ())),
         str(known.get("started") or ""),
         str(known.get("ended") or "not ended"),
-        str(known.get("command") or ""),
     ]
 
 

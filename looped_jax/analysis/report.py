@@ -10,7 +10,7 @@ from looped_jax.analysis.fit_figures import depth, isoplots
 from looped_jax.analysis.groups import TaskGroup, task_groups
 from looped_jax.analysis.headline import headlines
 from looped_jax.analysis.loop_figures import loop_figures
-from looped_jax.analysis.provenance import facts, mixed_numerics, mixed_samples, provenance_table
+from looped_jax.analysis.provenance import facts, mixed_numerics, mixed_samples, provenance_tables
 from looped_jax.analysis.published_tables import published_table
 from looped_jax.analysis.records import Record
 from looped_jax.analysis.results import components, main_table
@@ -50,7 +50,7 @@ def build(
     add("Similarity of blocks", similarity(records))
     add("Costs", [costs(records)])
     add("As published", [table for g in groups if (table := published_table(g.task))])
-    add("Provenance", [provenance_table(records)])
+    add("Provenance", provenance_tables(records))
     add("Configs", configs(records))
     return Document(title, _each_once(sections), tuple(lead))
 

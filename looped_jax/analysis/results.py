@@ -4,6 +4,7 @@ from looped_jax.analysis import published
 from looped_jax.analysis.curve_figures import OF_A_RUN, file_name, of_a_run
 from looped_jax.analysis.document import Numbers, Table
 from looped_jax.analysis.groups import Model, TaskGroup, metric_curve, noise_of
+from looped_jax.analysis.headline import some_models
 from looped_jax.evaluation.intervals import binomial_interval
 from looped_jax.evaluation.metric_table import Metric, count_of, text_parts
 
@@ -53,14 +54,15 @@ def main_table(group: TaskGroup) -> Table:
 
 def _marks(group: TaskGroup) -> list[str]:
     """What the marks say, and which models they might as well stand at."""
-    near = {metric: [m.label for m in group.near_best(metric)] for metric in group.metrics}
+    near = {metric: group.near_best(metric) for metric in group.metrics}
     if not any(near.values()):
         return ["Marked: the best model, better than every other by more than noise."]
-    if len(near) == 1:
-        (labels,) = near.values()
-        return [f"Marked: the best model; within the noise of it: {'; '.join(labels)}."]
-    listed = [f"{Metric(m).in_words}: {', '.join(of)}" for m, of in near.items() if of]
-    return [f"Marked: the best model; within the noise of it ({'; '.join(listed)})."]
+    of_metrics = [
+        (f"{Metric(metric).in_words}: " if len(near) > 1 else "") + some_models(models)
+        for metric, models in near.items()
+        if models
+    ]
+    return [f"Marked: the best model; within the noise of it: {' | '.join(of_metrics)}."]
 
 
 def _numbers(group: TaskGroup) -> Numbers:

@@ -4,7 +4,9 @@ read."""
 import csv
 import functools
 import io
+import json
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -151,6 +153,37 @@ def test_models_within_the_noise_of_the_best_are_named(tmp_path: pathlib.Path) -
     table = parts(page(tmp_path))["results_group_z7_n4Table"]
     assert isinstance(table, Table)
     assert "Marked: the best model; within the noise of it: 1x2." in table.note
+
+
+def test_of_many_models_within_the_noise_some_are_named(tmp_path: pathlib.Path) -> None:
+    for size in range(8):
+        write_run(tmp_path / f"{size}", evaluated(0.5), model__d_ff=32 + size)
+    document = page(tmp_path)
+    said = "1x2, d_ff 33; 1x2, d_ff 34; 1x2, d_ff 35; 1x2, d_ff 36; and 3 more."
+    assert document.html().count(f"within the noise of it: {said}") == 2
+
+
+def test_the_headline_says_which_setting_it_is_of(tmp_path: pathlib.Path) -> None:
+    for rate, values in ((0.01, (0.1, 0.3, 0.8)), (0.1, (0.2, 0.5, 0.8))):
+        for plan, value in zip(("1x1", "1x2", "2x1"), values, strict=True):
+            changes = dict(model__plan=plan, optimizer__learning_rate=rate)
+            write_run(tmp_path / f"{plan}-{rate}", evaluated(value), **changes)
+    (headline, *_) = page(tmp_path).lead
+    assert isinstance(headline, Text)
+    assert headline.lines[0].startswith("group_z7_n4, lr 0.1: 1x2 reaches 50.0%")
+
+
+def test_a_long_command_is_set_as_text_beside_its_run(tmp_path: pathlib.Path) -> None:
+    for name in ("a", "b"):
+        workdir = write_run(tmp_path / name, evaluated(0.5))
+        write_provenance(workdir, 2)
+        known = json.loads((workdir / "run.json").read_text())
+        long = f"python -m looped_jax.main {'--config.KEY=VALUE ' * 9}{name}"
+        (workdir / "run.json").write_text(json.dumps(known | {"command": long}))
+    html = page(tmp_path).html()
+    assert '<th>run</th><th class="long">command</th>' in html
+    assert re.search(r'<td>b</td><td class="long">python -m .* b</td>', html)
+    assert re.search(r"<dt>Commands</dt><dd>.* a \(and 1 more, see Provenance\)</dd>", html)
 
 
 def test_losses_in_training_and_validation_are_drawn_and_numbered_for_every_seed(
