@@ -213,12 +213,13 @@ def _near_chance(metric: Metric, run: Run) -> bool:
 def plot(runs: list[Run], metric: str, title: str, path: epath.Path) -> None:
     """Writes a PNG of the metric against steps, one line a run."""
     scale = Metric(metric).kind.scale
-    series = {
-        f"{run.name}: {run.plan}, {run.parameters / 1e3:,.0f}k parameters": [
-            (step, scale * value) for step, value in zip(run.steps, run.values, strict=True)
-        ]
+    lines = [
+        plots.Curve(
+            f"{run.name}: {run.plan}, {run.parameters / 1e3:,.0f}k parameters",
+            [(step, scale * value) for step, value in zip(run.steps, run.values, strict=True)],
+        )
         for run in runs
-    }
+    ]
     y_range = (-2.0, 102.0) if Metric(metric).percent else None
     axis = Metric(metric).axis
-    path.write_bytes(plots.curves(series, "training step", axis, title=title, y_range=y_range))
+    path.write_bytes(plots.curves(lines, "training step", axis, title=title, y_range=y_range))

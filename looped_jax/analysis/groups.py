@@ -62,6 +62,15 @@ class Model:
     def plan(self) -> LoopPlan:
         return self.first.plan
 
+    def named(self, seeds: int) -> str:
+        """In a legend, of so many seeds: of a single run its name too, unless that says the
+        plan."""
+        if seeds > 1:
+            return f"{self.label} ({seeds} seeds)"
+        name = self.first.name
+        said = len(self.records) > 1 or str(self.plan) in name
+        return self.label if said else f"{name}: {self.label}"
+
     def step(self, metric: str) -> int | None:
         """The newest step at which any of the seeds was evaluated."""
         return max((p[-1][0] for r in self.records if (p := metric_curve(r, metric))), default=None)
@@ -91,7 +100,7 @@ class Model:
             return None
         below, above = [], []
         for record, value in self.seeds(metric):
-            noise = _noise(record, metric)
+            noise = noise_of(record, metric)
             if noise is None:
                 return mean, None
             below.append(value - noise[0])
@@ -118,11 +127,34 @@ class TaskGroup:
         groups = [f"group/{g}" for g in GROUPS if names.issuperset(_headlines(g))]
         return [name for name in found if Metric(name).where == ("text",)] + groups
 
-    def gap(self, model: Model, metric: str) -> float | None:
-        """The % Gap of a looped model, against the base and the iso-FLOP model that differ from it
-        in the plan alone; None where one of them is not there, was not evaluated at the same step,
-        or the iso-FLOP model is not better than the base by more than noise. None for two stacks of
-        layers, which no plan kx1 has."""
+    def best(self, metric: str) -> Model | None:
+        """The model with the best mean, of those that were evaluated at the latest step."""
+        steps = [m.step(metric) for m in self.models]
+        newest = max((step for step in steps if step is not None), default=None)
+        reached = [
+            (Metric(metric).gain(mean, 0.0), m)
+            for m, step in zip(self.models, steps, strict=True)
+            if step == newest and (mean := m.mean(metric)) is not None
+        ]
+        return max(reached, key=lambda found: found[0])[1] if reached else None
+
+    def near_best(self, metric: str) -> list[Model]:
+        """The other models, evaluated at the same step, that the best is not better than by more
+        than noise."""
+        best = self.best(metric)
+        if best is None or (of_best := best.measured(metric)) is None:
+            return []
+        others = [m for m in self.models if m is not best and m.step(metric) == best.step(metric)]
+        return [
+            model
+            for model in others
+            if (found := model.measured(metric)) and not clear_gain(Metric(metric), of_best, found)
+        ]
+
+    def peers(self, model: Model, metric: str) -> tuple[Model, Model] | None:
+        """Of a looped model the base and the iso-FLOP model that differ from it in the plan alone;
+        None where one of them is not there or was not evaluated at the same step. None for two
+        stacks of layers, which no plan kx1 has."""
         stacked = model.first.config.loop.get("nest") == "two_stacks"
         if stacked or model.plan.effective_depth == model.plan.distinct_layers:
             return None
@@ -131,9 +163,16 @@ class TaskGroup:
         full = alike.get(f"{model.plan.effective_depth}x1")
         if base is None or full is None:
             return None
-        if len({m.step(metric) for m in (model, base, full)}) > 1:
+        steps = {m.step(metric) for m in (model, base, full)}
+        return (base, full) if len(steps) == 1 and None not in steps else None
+
+    def gap(self, model: Model, metric: str) -> float | None:
+        """The % Gap of a looped model against its peers; None where it has none, or the iso-FLOP
+        model is not better than the base by more than noise."""
+        peers = self.peers(model, metric)
+        if peers is None:
             return None
-        looped, low, high = (m.measured(metric) for m in (model, base, full))
+        looped, low, high = (m.measured(metric) for m in (model, *peers))
         if not (looped and low and high and clear_gain(Metric(metric), high, low)):
             return None
         return percent_gap(looped[0], low[0], high[0])
@@ -252,7 +291,7 @@ def metric_curve(record: Record, metric: str) -> list[tuple[int, float]]:
     ]
 
 
-def _noise(record: Record, metric: str) -> Interval | None:
+def noise_of(record: Record, metric: str) -> Interval | None:
     """The 95% interval of a run's last value; of a group's average that of independent tasks."""
     group = Metric(metric).group
     if not group:

@@ -4,7 +4,8 @@ import re
 from collections.abc import Sequence
 
 from looped_jax.analysis import plots
-from looped_jax.analysis.document import Figure
+from looped_jax.analysis.curve_figures import file_name
+from looped_jax.analysis.document import Figure, Numbers
 from looped_jax.analysis.groups import Model, TaskGroup
 from looped_jax.analysis.records import Record
 
@@ -37,10 +38,21 @@ def _of_model(model: Model) -> list[Figure]:
         segment = "/".join(where.split("/")[2:])
         title = ", ".join(filter(None, (f"Loops while training: {model.label}", segment)))
         note = f"Means over tokens of the held-out rows of {shown}, first seed."
-        picture = plots.panels(_panels(record, where, segment), "training step", "loop")
-        name = re.sub(r"[^a-z0-9]+", "_", f"loops_while_training_{record.name}_{segment}".lower())
-        figures.append(Figure(name.strip("_"), title, picture, note))
+        panels = _panels(record, where, segment)
+        picture = plots.panels(panels, "training step", "loop")
+        name = file_name("loops_while_training", record.name, segment)
+        figures.append(Figure(name, title, picture, note, _numbers(panels)))
     return figures
+
+
+def _numbers(panels: Sequence[plots.Panel]) -> Numbers:
+    """Every point of every line; a loop by its number, what has no loop by its name."""
+    rows: list[tuple[object, ...]] = []
+    for panel in panels:
+        of_loops = ((loop, points) for loop, points in enumerate(panel.ordered, start=1))
+        for line, points in (*of_loops, *panel.named.items()):
+            rows += [(panel.title, line, int(step), value) for step, value in points]
+    return Numbers(("panel", "loop", "step", "value"), rows)
 
 
 def _panels(record: Record, where: str, segment: str) -> list[plots.Panel]:

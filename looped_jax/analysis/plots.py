@@ -3,6 +3,7 @@
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 
@@ -13,12 +14,19 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from looped_jax.analysis.fits import Line, ScalingLaw
 
 Points = Sequence[tuple[float, float]]
 # (x, y) by the name of the series.
 Series = Mapping[str, Points]
+# Of a line whose points are drawn one by one.
+MOST_DOTS = 40
+DOTS: dict[str, Any] = dict(marker="o", ms=3)
+DASHED: dict[str, Any] = dict(ls="--", lw=1.2, **DOTS)
+RING: dict[str, Any] = dict(ls="", marker="o", ms=10, mfc="none", mew=1.6)
 
 
 def as_text(name: str) -> str:
@@ -36,23 +44,62 @@ def png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A model's line. ``seeds``: those whose mean it is, drawn pale; ``beside``: what else was
+    measured of it, dashed; ``mark``: the x that gets a ring; ``number``: of its colour, so that a
+    model keeps it from figure to figure."""
+
+    name: str
+    points: Points
+    seeds: Sequence[Points] = ()
+    beside: Points = ()
+    mark: float | None = None
+    number: int | None = None
+
+
 def curves(
-    series: Series,
+    lines: Sequence[Curve],
     x: str,
     y: str,
     log_y: bool = False,
     title: str = "",
     y_range: tuple[float, float] | None = None,
+    beside: tuple[str, str] | None = None,
+    mark: str = "",
 ) -> bytes:
-    """Lines through points."""
+    """Lines through points over whole numbers. ``beside`` names the points of lines and those
+    beside them, ``mark`` what a ring says, for the legend."""
     figure, axes = _axes(x, y, title)
-    for name, points in series.items():
-        axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=as_text(name))
+    for at, line in enumerate(lines):
+        number = at if line.number is None else line.number
+        # Ten colours, then the same ones dotted.
+        style: dict[str, Any] = dict(color=f"C{number % 10}", ls="-" if number < 10 else ":")
+        for points in line.seeds:
+            axes.plot(*zip(*points, strict=True), lw=0.8, alpha=0.4, **style)
+        if line.points:
+            # Many points are a line of their own.
+            dots: dict[str, Any] = DOTS if len(line.points) <= MOST_DOTS else {}
+            axes.plot(*zip(*line.points, strict=True), label=as_text(line.name), **dots, **style)
+        if line.beside:
+            label = None if line.points else as_text(line.name)
+            axes.plot(*zip(*line.beside, strict=True), label=label, **(style | DASHED))
+        for point in line.points:
+            if mark and point[0] == line.mark:
+                axes.plot(*point, color=style["color"], **RING)
+    more: list[Line2D] = []
+    if beside:
+        more.append(Line2D([], [], color="grey", label=beside[0]))
+        more.append(Line2D([], [], color="grey", label=beside[1], **DASHED))
+    if mark:
+        more.append(Line2D([], [], color="grey", label=mark, **RING))
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     if log_y:
-        axes.set_yscale("log")
+        _logarithmic(axes)
     if y_range:
         axes.set_ylim(*y_range)
-    _legend(axes, len(series))
+    _legend(figure, axes, more)
     return png(figure)
 
 
@@ -74,7 +121,7 @@ def isoplot(series: Series, y: str) -> bytes:
             middle = line.at(grid)
             axes.fill_between(grid, middle - half, middle + half, color=colour, alpha=0.15, lw=0)
     axes.invert_xaxis()  # Better models to the right.
-    _legend(axes, len(series))
+    _legend(figure, axes)
     return png(figure)
 
 
@@ -91,7 +138,7 @@ def scaling(series: Series, fits: Mapping[str, ScalingLaw], y: str) -> bytes:
     axes.set_xscale("log", base=2)
     axes.set_xticks(depths, [f"{d:g}" for d in depths])
     axes.minorticks_off()
-    _legend(axes, len(series))
+    _legend(figure, axes)
     return png(figure)
 
 
@@ -135,6 +182,8 @@ def panels(parts: Sequence[Panel], x: str, order: str) -> bytes:
             axes.set_ylim(0, 1.08 * max(values) or None)
         axes.set_title(part.title, fontsize=9)
         axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.grid(alpha=0.3)
         if len(part.named) > 1:
             axes.legend(frameon=False, fontsize=8)
@@ -146,8 +195,9 @@ def panels(parts: Sequence[Panel], x: str, order: str) -> bytes:
     return png(figure)
 
 
-def heatmaps(cosines: Mapping[str, np.ndarray]) -> bytes:
-    """Block-to-block cosine similarities, a small map per group of parameters, one scale."""
+def heatmaps(cosines: Mapping[str, np.ndarray], of: str) -> bytes:
+    """Cosines of blocks, or whatever they are ``of``, with each other: a small map per group of
+    parameters, one scale."""
     columns = min(4, len(cosines))
     rows = -(-len(cosines) // columns)
     figure, grid = plt.subplots(
@@ -174,36 +224,14 @@ def heatmaps(cosines: Mapping[str, np.ndarray]) -> bytes:
                     shade = "white" if abs(cosine_NN[i, j]) > 0.6 else "black"
                     text = f"{cosine_NN[i, j]:.2f}"
                     axes.text(j, i, text, ha="center", va="center", fontsize=7, color=shade)
+    figure.supxlabel(of, fontsize=9)
+    figure.supylabel(of, fontsize=9)
     figure.colorbar(ScalarMappable(scale, "RdBu_r"), ax=grid, shrink=0.8, label="cosine")
     return png(figure)
 
 
-def grid(
-    rows: Sequence[Sequence[str]], x: str, y: Sequence[str], title: str, first: int = 0
-) -> bytes:
-    """Words in a grid, shaded where they are those of the last row; ``first`` is the first
-    column's number."""
-    columns = max(len(row) for row in rows)
-    figure, axes = plt.subplots(
-        figsize=(1.2 + 0.62 * columns, 1.1 + 0.42 * len(rows)), layout="constrained"
-    )
-    final = rows[-1]
-    settled = np.array(
-        [[float(i < len(row) and row[i] == final[i]) for i in range(columns)] for row in rows]
-    )
-    axes.imshow(settled, cmap="Greens", vmin=0, vmax=2.5, aspect="auto")
-    for i, row in enumerate(rows):
-        for j, word in enumerate(row):
-            axes.text(j, i, as_text(word), ha="center", va="center", fontsize=8)
-    axes.set_xticks(range(columns), [str(first + i) for i in range(columns)])
-    axes.set_yticks(range(len(rows)), [as_text(name) for name in y])
-    axes.set_xlabel(x)
-    axes.set_title(as_text(title), fontsize=9)
-    return png(figure)
-
-
 def _axes(x: str, y: str, title: str = "") -> tuple[Figure, plt.Axes]:
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.2, 4), layout="constrained")
     axes.set_xlabel(x)
     axes.set_ylabel(as_text(y))
     axes.set_title(as_text(title))
@@ -211,8 +239,23 @@ def _axes(x: str, y: str, title: str = "") -> tuple[Figure, plt.Axes]:
     return figure, axes
 
 
-def _legend(axes: plt.Axes, count: int) -> None:
-    if count > 5:
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    else:
-        axes.legend(loc="best", frameon=False, fontsize=8)
+def _logarithmic(axes: plt.Axes) -> None:
+    """A logarithmic y with ticks that are numbers, also where it spans no power of ten."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    locator = LogLocator(subs=(1, 2, 5)) if high > 10 * low else MaxNLocator(6)
+    axes.yaxis.set_major_locator(locator)
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
+
+
+def _legend(figure: Figure, axes: plt.Axes, more: Sequence[Line2D] = ()) -> None:
+    """Inside where there is room, below otherwise; ``more``: entries of no line."""
+    found: list[Any] = [*axes.get_legend_handles_labels()[0], *more]
+    longest = max((len(str(handle.get_label())) for handle in found), default=0)
+    if len(found) <= 5 and longest <= 24:
+        axes.legend(handles=found, loc="best", frameon=False, fontsize=8)
+        return
+    columns = max(1, min(len(found), 84 // (longest + 6)))
+    figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(found) // columns))
+    figure.legend(handles=found, ncols=columns, loc="outside lower left", frameon=False, fontsize=8)

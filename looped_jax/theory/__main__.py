@@ -46,7 +46,6 @@ def main(overrides: dict[str, str]) -> None:
 
 def verify() -> None:
     """The table, then the loop at work. RunError if an answer is wrong."""
-    from looped_jax.analysis import plots
     from looped_jax.analysis.text_table import aligned
     from looped_jax.theory import verify as checks
 
@@ -66,14 +65,18 @@ def verify() -> None:
     print(f"precision needed: {built.precision or 'float32, as the model that is simulated'}")
     print(f"\nThe loop at work ({found.places}):")
     after = ["input", *(f"loop {i}" for i in range(1, len(found.trace)))]
-    widest = max(len(word) for row in found.trace for word in row)
-    for name, row in zip(after, found.trace, strict=True):
-        print(f"{name:8}  " + "  ".join(word.rjust(widest) for word in row))
+    shown = [found.columns, *found.trace]
+    widest = max(len(word) for row in shown for word in row)
+    for name, row in zip(["", *after], shown, strict=True):
+        print((f"{name:8}  " + "  ".join(word.rjust(widest) for word in row)).rstrip())
+    for line in found.words:
+        print(line)
     for note in found.notes:
         print(note)
     if _FIGURE.value:
-        picture = plots.grid(found.trace, found.places, after, found.name, found.first)
-        _write(picture)
+        from looped_jax.theory.picture import picture  # Matplotlib, only when it is drawn.
+
+        _write(picture(found, after))
     if not found.ok:
         raise RunError(f"{found.cases - found.exact} of {found.cases} answers are wrong")
 
@@ -84,7 +87,7 @@ def compare() -> None:
     from looped_jax.analysis.text_table import aligned
     from looped_jax.theory.learned import by_loops
 
-    curves = by_loops(_RUN.value, _LOOPS.value)
+    curves, task, trained = by_loops(_RUN.value, _LOOPS.value)
     names = list(curves)
     counts = sorted({loops for curve in curves.values() for loops in curve})
     rows = [
@@ -92,11 +95,12 @@ def compare() -> None:
     ]
     print(aligned([["loops", *names], *rows], left=1))
     if _FIGURE.value:
-        series = {
-            name: [(loops, 100 * value) for loops, value in curve.items()]
-            for name, curve in curves.items()
-        }
-        _write(plots.curves(series, "loops at evaluation", "exact match (%)"))
+        lines = [
+            plots.Curve(name, [(n, 100 * value) for n, value in curve.items()], mark=mark)
+            for (name, curve), mark in zip(curves.items(), (trained, None), strict=True)
+        ]
+        axes = ("loops at evaluation", f"{task}: exact match (%)")
+        _write(plots.curves(lines, *axes, mark="loops in training"))
 
 
 def _percent(value: float | None) -> str:

@@ -21,9 +21,10 @@ from looped_jax.training.run import open_run
 EXAMPLES = 512
 
 
-def by_loops(workdir: str, most: int) -> dict[str, dict[int, float]]:
+def by_loops(workdir: str, most: int) -> tuple[dict[str, dict[int, float]], str, int]:
     """Name -> loops -> exact match, 0 to 1, of the run's newest checkpoint with 1 … ``most`` loops
-    and of the construction with as many as it has. UserError for a run of another task."""
+    and then of the construction with as many as it has; the task; the loops that the run was
+    trained with. UserError for a run of another task."""
     run = open_run(workdir)
     job, task = run.job, str(run.job.config.data.task)
     of_construction = construction_curve(task)
@@ -36,7 +37,8 @@ def by_loops(workdir: str, most: int) -> dict[str, dict[int, float]]:
         assert metrics is not None  # Nothing stops it.
         trained[loops] = metrics[f"eval/{held_out.name}/accuracy"]
     plan = job.model.config.plan
-    return {f"trained {plan}": trained, "construction": of_construction}
+    curves = {f"trained {plan}": trained, "construction": of_construction}
+    return curves, task, max(segment.loops for segment in plan.segments)
 
 
 class Solution(NamedTuple):

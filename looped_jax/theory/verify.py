@@ -32,9 +32,11 @@ class Verification:
     construction: Construction
     # Rows of words: the state at each place, to begin with and after each loop.
     trace: list[list[str]]
-    places: str  # What the columns are.
+    columns: list[str]  # The places.
+    places: str  # What they are.
+    words: tuple[str, ...]  # Lines that say what the words are.
     notes: tuple[str, ...] = ()
-    first: int = 0  # Number of the first column.
+    settles: bool = True  # Whether a word that is the last loop's already has arrived.
 
     @property
     def ok(self) -> bool:
@@ -62,9 +64,18 @@ def verify_group_composition(group: str, n: int, cases: int, seed: int, dtype: s
         how,
         construction,
         rows,
-        "position",
+        _numbered(0, n),
+        "position; 0: the start token",
+        (
+            "each cell: the element that stands there, to begin with the input's (e at the start)",
+            f"in a loop position i becomes the product of those at 2i - {n + 1} and 2i - {n}, or 0",
+        ),
         (f"position {n} ends with the product of all",),
     )
+
+
+def _numbered(first: int, last: int) -> list[str]:
+    return [str(i) for i in range(first, last + 1)]
 
 
 def verify_p_hop(p: int, n: int, alphabet: int, cases: int, seed: int, dtype: str) -> Verification:
@@ -90,9 +101,13 @@ def verify_p_hop(p: int, n: int, alphabet: int, cases: int, seed: int, dtype: st
         f"random, constant, periodic and doubled sequences; {want.count(None)} without p hops",
         construction,
         rows,
+        _numbered(1, n),
         "position",
-        (f"F of the last position names the place of the answer, {end}; 0: no hop",),
-        first=1,
+        (
+            "input: the character there",
+            "after a loop: the position that it points to so far (0: there is no such hop)",
+        ),
+        (f"the last position ends pointing to the place of the answer, {end}; 0: no hop",),
     )
 
 
@@ -142,24 +157,28 @@ def verify_simulate_depth(plan: str, cases: int, seed: int, dtype: str) -> Verif
     scale = np.abs(want).max()
     error_B = np.abs(simulate_depth.logits(construction, rows_BT) - want).max(axis=(1, 2)) / scale
     needed = smallest_b(model, params, rows_BT, want)
-    words = [
-        ["next layer", *(f"|x| at {t}" for t in (0, config.max_length // 2, config.max_length))],
-    ]
+    shown = (0, config.max_length // 2, config.max_length)
+    trace = []
     idle, x = construction.slots["idle"], construction.slots["x"]
     for state_BTD in construction.states(simulate_depth.tokens(construction, rows_BT[:1])):
         turn = int(np.argmin(state_BTD[0, 0, idle]))
         norms = np.linalg.norm(state_BTD[0][:, x], axis=1)
-        shown = norms[[0, config.max_length // 2, config.max_length]]
-        words.append([str(turn), *(f"{value:.3g}" for value in shown)])
+        trace.append([str(turn), *(f"{norms[t]:.3g}" for t in shown)])
     return Verification(
         f"{config.plan.effective_depth} layers of {plan} as one",
         cases,
         int((error_B < TOLERANCE).sum()),
         f"random inputs of a random model, largest relative error {error_B.max():.1e}",
         construction,
-        words,
-        "layer, size of the stream",
+        [["0", *[""] * len(shown)], *trace],
+        ["next layer", *(f"|x| at {t}" for t in shown)],
+        "what is read off the state",
+        (
+            f"next layer: whose turn it is, of layers 0 to {config.plan.distinct_layers - 1}",
+            "|x| at t: norm of the simulated stream at position t (0: the start token '#')",
+        ),
         (f"B needed: at least 2^{needed}; used 2^30",),
+        settles=False,
     )
 
 
@@ -199,9 +218,10 @@ def verify_chain_of_thought(plan: str, m: int, cases: int, seed: int, dtype: str
         f"random inputs of a random model, least margin of a token {margin:.1e}",
         construction,
         rows,
-        "dummy",
+        _numbered(1, m),
+        "dummy: a place where a token is to be written",
+        ("each cell: the token at that dummy, by its number (?: none yet)",),
         (f"margins above {1 / chain_of_thought.SHARPNESS:.1e} are told apart",),
-        first=1,
     )
 
 

@@ -21,6 +21,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from looped_jax.config import PROJECT_ROOT
+from looped_jax.config.places import PACKAGE
 from looped_jax.data.files import write_whole
 from looped_jax.models.format import MODEL_FORMAT
 from looped_jax.parallel.numerics import matmul_precision
@@ -77,12 +78,23 @@ def describe(mesh: Mesh, dtype: Any, data: str, held_out: dict[str, Any]) -> dic
             "processes": jax.process_count(),
         },
         "mesh": dict(mesh.shape),
-        "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command(),
         "data": data,
         "held_out": held_out,
         "started": _now(),
         "ended": None,
     }
+
+
+def command() -> str:
+    """That of this process, to be given again: a module of the package by its name, any other
+    program by its file's."""
+    program = pathlib.Path(sys.argv[0])
+    words = [program.name]
+    if program.resolve().is_relative_to(PACKAGE):
+        parts = program.resolve().relative_to(PROJECT_ROOT).with_suffix("").parts
+        words = ["python", "-m", ".".join(part for part in parts if part != "__main__")]
+    return shlex.join([*words, *sys.argv[1:]])
 
 
 def _now() -> str:

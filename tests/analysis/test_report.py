@@ -6,40 +6,23 @@ import json
 import pathlib
 import re
 from collections.abc import Callable
-from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
 from etils import epath
 from helpers import small_config
+from run_folders import ACCURACY, evaluated, keep, write_provenance, write_run
 
-from looped_jax import config as config_lib
 from looped_jax.analysis import plots
 from looped_jax.analysis.document import Figure, Table
 from looped_jax.analysis.groups import task_groups
-from looped_jax.analysis.records import Record, append_evaluation, find_runs
+from looped_jax.analysis.records import Record, find_runs
 from looped_jax.analysis.report import build
 from looped_jax.data.tasks.downstream import group_members
 from looped_jax.errors import UserError
 from looped_jax.evaluation.metrics import metric_of
 from looped_jax.training.job import planned_step_flops
 from looped_jax.training.metrics_file import read_metrics
-
-ACCURACY = "eval/group_z7_n4/accuracy"
-
-
-def write_run(
-    folder: pathlib.Path, lines: list[dict[str, float]], **overrides: object
-) -> epath.Path:
-    """A run's folder as training leaves it, but for checkpoints."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(config_lib.to_json(small_config(**overrides)))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return epath.Path(folder)
-
-
-def evaluated(value: float, step: int = 12) -> list[dict[str, float]]:
-    return [{"step": 6, ACCURACY: value / 2}, {"step": step, ACCURACY: value}]
 
 
 def family(folder: pathlib.Path) -> None:
@@ -233,25 +216,6 @@ def test_what_loops_did_is_drawn_for_each_model_and_looped_segment(tmp_path: pat
     ]
 
 
-def write_provenance(workdir: epath.Path, numerics: int, rows: int = 8) -> None:
-    content = {
-        "code": {"version": "0.1", "commit": "0123456789abcdef", "changed": True},
-        "numerics_format": numerics,
-        "devices": {"kind": "cpu", "count": 8, "processes": 1},
-        "held_out": {"group_z7_n4": {"rows": rows}},
-        "started": "2030-01-01T00:00:00+00:00",
-        "ended": None,
-        "command": "main.py --config=x.py",
-        "from_step": 4,
-        "to_step": 12,
-        "earlier": [
-            {"code": {"commit": "looked again"}, "from_step": 4, "to_step": 4},
-            {"code": {"commit": "fedcba9876543210"}, "from_step": 0, "to_step": 4},
-        ],
-    }
-    (workdir / "run.json").write_text(json.dumps(content))
-
-
 def test_what_made_the_runs_is_shown_and_mixtures_are_warned_of(tmp_path: pathlib.Path) -> None:
     for i, numerics in enumerate((1, 2)):
         workdir = write_run(tmp_path / f"r{i}", evaluated(0.5), seed=i)
@@ -374,12 +338,6 @@ def test_published_numbers_stand_beside_runs_of_the_same_task(tmp_path: pathlib.
     (row,) = found["results_igsm"].rows
     assert row[found["results_igsm"].header.index("paper")] == "24.5"
     assert ["1x8", "73.2"] in [list(row) for row in found["published_igsm"].rows]
-
-
-def keep(workdir: epath.Path, step: int, loops: int | None, value: float, **other: Any) -> None:
-    known = dict(split="validation", overrides={}, checkpoint="c", data="d") | other
-    split = known.pop("split")
-    append_evaluation(workdir, step, loops, split, {ACCURACY: value}, **known)
 
 
 def test_evaluations_with_other_loop_counts_are_found(tmp_path: pathlib.Path) -> None:
