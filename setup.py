@@ -47,6 +47,8 @@ EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "docs": DOCS,
     "tokenizers": ["tokenizers"],
+    "wandb": ["wandb"],
+    "mlflow": ["alembic", "mlflow-skinny", "sqlalchemy"],
     "hf": ["gguf", "safetensors", "tokenizers"],
     "lm-eval": ["lm-eval", "torch"],
     "test": [*TEST, *DATA],
