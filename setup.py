@@ -50,6 +50,8 @@ EXTRAS = {
     "docs": DOCS,
     "notebooks": NOTEBOOKS,
     "tokenizers": ["tokenizers"],
+    "wandb": ["wandb"],
+    "mlflow": ["alembic", "mlflow-skinny", "sqlalchemy"],
     "hf": ["gguf", "safetensors", "tokenizers"],
     "lm-eval": ["lm-eval", "torch"],
     "test": [*TEST, *DATA],

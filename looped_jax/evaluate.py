@@ -7,12 +7,12 @@ python -m looped_jax.evaluate --workdir=runs/pile_12x2 --tasks=paper \\
 python -m looped_jax.evaluate --hf=models/SmolLM2-135M --out=runs/smollm2 --tasks=paper \\
     --config.eval.data_dir=$EVALS_DIR
 
-Prints one JSON object of metrics, from 0 to 1 (one a line with several --loops); those of held-out
-rows are also kept in WORKDIR/evaluations/held_out.jsonl, for looped_jax.report. Tasks of a
-synthetic run: synthetic ones with its
-vocabulary. Of a language model: `text` (perplexity), and downstream tasks, groups of them
-(closed_book_qa, open_book_qa, math_word_problems, reasoning_primitives) or `paper`, all 19; their
-predictions and a summary with intervals and averages go to WORKDIR/evaluations/.
+Prints one JSON object of metrics, from 0 to 1; with --loops one a line for each count, which it has
+as "loops". What models are judged by is said on stderr too. Metrics of held-out rows are also kept
+in WORKDIR/evaluations/held_out.jsonl, for looped_jax.report. Tasks of a synthetic run: synthetic
+ones with its vocabulary. Of a language model: `text` (perplexity), and downstream tasks, groups of
+them (closed_book_qa, open_book_qa, math_word_problems, reasoning_primitives) or `paper`, all 19;
+their predictions and a summary with intervals and averages go to WORKDIR/evaluations/.
 
 --hf evaluates another project's model, a folder that transformers opens (extra `judges`), on the
 same downstream tasks by the same prompts and metrics; predictions and summary go to a folder in
@@ -34,6 +34,7 @@ from looped_jax.data.tasks.downstream import TASKS, expand
 from looped_jax.errors import UserError
 from looped_jax.evaluation.downstream import Settings, ask, evaluate_tasks, scalars, table
 from looped_jax.evaluation.held_out import Evaluator, HeldOut
+from looped_jax.evaluation.metric_table import shown_evaluation
 from looped_jax.evaluation.prompt_lines import prompt_records
 from looped_jax.inference.generator import Generator
 from looped_jax.inference.policy import CACHE_HELP, DRAFT_HELP, EXACT, EXIT_HELP, Policy
@@ -104,6 +105,8 @@ def of_run(overrides: dict[str, str]) -> None:
     sets = held_out_sets(job, _SPLIT.value)  # UserError if a text is not there.
     params = run.parameters()
     for loops in counts:
+        if loops is not None and distributed.is_first():
+            print(f"with {loops} loops:", file=sys.stderr)
         evaluator = Evaluator(job.model, job.mesh, job.rules, loops, policy)
         metrics: dict[str, float] = {}
         for held_out in sets:
@@ -112,6 +115,7 @@ def of_run(overrides: dict[str, str]) -> None:
             found = evaluator(params, held_out) or {}
             metrics |= found
             if distributed.is_first():
+                print(shown_evaluation(found), file=sys.stderr)
                 append_evaluation(
                     *(run.workdir, run.step, loops, _SPLIT.value, found),
                     overrides=run.overridden | read_by(policy),

@@ -2,33 +2,42 @@
 
 python -m looped_jax.main --config=experiments/quickstart.py
 python -m looped_jax.main --config=experiments/pile_12x2.py --workdir=DIR --config.train.steps=100
+python -m looped_jax.main --workdir=DIR
 
-The same command again goes on where the run stopped, and the same command on every host is one run
-(looped_jax/parallel/distributed.py).
+The same command again, or the folder alone, goes on where the run stopped, and the same command on
+every host is one run (looped_jax/parallel/distributed.py).
 """
 
 from etils import epath
 from ml_collections import ConfigDict
 
-from looped_jax.config import cli, load_experiment, variant_config
+from looped_jax.config import (
+    apply_overrides,
+    cli,
+    load_experiment,
+    read_config,
+    validate,
+    variant_config,
+)
 from looped_jax.errors import UserError
 from looped_jax.parallel import distributed
 from looped_jax.training.evaluations import Evaluations
 from looped_jax.training.job import Job, make_job
+from looped_jax.training.trackers import check_installed
 from looped_jax.training.trainer import train
 from looped_jax.training.workdir import claim_workdir, locked, renew_config
 
 _FLAGS = cli.Flags()
-_CONFIG = _FLAGS.string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
+_CONFIG = _FLAGS.string(
+    "config", "", "Experiment: FILE.py or FILE.py:ARGUMENT; default: that of the run in --workdir."
+)
 _WORKDIR = _FLAGS.string("workdir", "", "Where the run lives; default runs/<experiment>.")
 
 
 def main(overrides: dict[str, str]) -> None:
     """Trains the config, or each of its variants in turn and then compares them."""
-    if not _CONFIG.value:
-        raise UserError("say --config=FILE, e.g. --config=experiments/quickstart.py")
     distributed.join()
-    config = load_experiment(_CONFIG.value, overrides)
+    config = read(overrides)
     workdir = epath.Path(_WORKDIR.value or f"runs/{config.name}")
     if not config.variants:
         train(make_job(config), workdir)
@@ -40,6 +49,8 @@ def main(overrides: dict[str, str]) -> None:
         name: make_job(variant_config(config, name, changes)) for name, changes in config.variants
     }
     evaluations = {name: Evaluations(job) for name, job in jobs.items()}
+    for job in jobs.values():
+        check_installed(job.config)
     with locked(workdir):
         claim_workdir(config, workdir)
         for name, job in jobs.items():
@@ -47,6 +58,20 @@ def main(overrides: dict[str, str]) -> None:
         renew_config(config, workdir)
     if distributed.is_first():
         show_comparison(config, jobs, workdir)
+
+
+def read(overrides: dict[str, str]) -> ConfigDict:
+    """The config that is asked for: a file's, or that of the run in the workdir."""
+    if _CONFIG.value:
+        return load_experiment(_CONFIG.value, overrides)
+    path = epath.Path(_WORKDIR.value) / "config.json"
+    if not _WORKDIR.value or not path.exists():
+        nothing = f"; {_WORKDIR.value} holds no run to go on with" if _WORKDIR.value else ""
+        raise UserError(f"say --config=FILE, e.g. --config=experiments/quickstart.py{nothing}")
+    config = read_config(path)
+    apply_overrides(config, overrides)
+    validate(config)
+    return config
 
 
 def show_comparison(config: ConfigDict, jobs: dict[str, Job], workdir: epath.Path) -> None:

@@ -32,7 +32,15 @@ def test_loops_step_tasks_and_split_can_be_chosen(
     done = run_module("looped_jax.evaluate", workdir, *more)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [metrics["step"] for metrics in found] == [8, 8]
+    assert [(metrics["step"], metrics["loops"]) for metrics in found] == [(8, 5), (8, 2)]
+    # On the screen each count is above what was found with it.
+    shown = [line for line in done.stderr.splitlines() if line.startswith(("with", "group"))]
+    expected = []
+    for metrics in found:
+        expected.append(f"with {metrics['loops']} loops:")
+        for task in ("group_z7_n3", "group_z7_n4"):
+            expected.append(f"{task} {100 * metrics[f'eval/{task}/accuracy']:.1f}%")
+    assert shown == expected
     for metrics in found:
         assert {"eval/group_z7_n3/accuracy", "eval/group_z7_n4/accuracy"} < set(metrics)
     # What a report reads.

@@ -14,11 +14,18 @@ from looped_jax.data.tasks.downstream import TASKS
 from looped_jax.data.vocabulary import HuggingFace
 from looped_jax.errors import UserError
 from looped_jax.interop.hf_folder import HfFolder
+from looped_jax.training.job import make_job
+from looped_jax.training.trainer import train
 
 
 def open_hf_folder(folder: pathlib.Path) -> HfFolder:
     (folder / "config.json").write_text("{}")
     return HfFolder.open(str(folder))
+
+
+def log_to(name: str) -> Callable[[pathlib.Path], object]:
+    config = small_config(train__log_to=(name,))
+    return lambda folder: train(make_job(config), epath.Path(folder / "out"))
 
 
 USES: dict[str, tuple[str, str, Callable[[pathlib.Path], object]]] = {
@@ -42,6 +49,9 @@ USES: dict[str, tuple[str, str, Callable[[pathlib.Path], object]]] = {
         "looped_jax.interop.lm_eval_model",
         lambda _: importlib.import_module("looped_jax.interop.lm_eval_model"),
     ),
+    "wandb": ("wandb", "looped_jax.training.trackers.weights_and_biases", log_to("wandb")),
+    "mlflow": ("mlflow", "looped_jax.training.trackers.ml_flow", log_to("mlflow")),
+    "sqlalchemy": ("mlflow", "looped_jax.training.trackers.ml_flow", log_to("mlflow")),
 }
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import shutil
 import subprocess
 from collections.abc import Callable
 
@@ -58,6 +59,51 @@ def test_bad_input_gets_one_line_and_exit_code_2(
     line = fails_in_one_line("looped_jax.main", *arguments.split(), f"--workdir={workdir}")
     assert BAD[arguments] in line
     assert not workdir.exists()
+
+
+def test_a_run_goes_on_from_its_folder_alone(
+    variants_run: pathlib.Path, run_module: Run, tmp_path: pathlib.Path
+) -> None:
+    whole, folder = variants_run / "looped", tmp_path / "moved"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "checkpoints" / "12")
+    done = run_module("looped_jax.main", f"--workdir={folder}", "--config.train.log_every=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"done: {folder}\n"
+    assert "resumed from step 8" in done.stderr
+    expected, found = (_evaluated(workdir) for workdir in (whole, folder))
+    assert [line["step"] for line in found] == [4, 8, 12]
+    assert found == expected
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["train"]["log_every"], config["name"]) == (2, "variants/looped")
+
+
+def _evaluated(workdir: pathlib.Path) -> list[dict[str, float]]:
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "eval/group_z7_n4/accuracy" in line]
+
+
+def test_several_runs_go_on_from_their_folder_alone(
+    variants_run: pathlib.Path, run_module: Run, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "moved"
+    shutil.copytree(variants_run, folder)
+    shutil.rmtree(folder / "iso_flop")
+    done = run_module("looped_jax.main", f"--workdir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert _evaluated(folder / "iso_flop") == _evaluated(variants_run / "iso_flop")
+    table = (folder / "comparison.csv").read_text()
+    assert table == (variants_run / "comparison.csv").read_text()
+
+
+def test_a_folder_that_holds_no_run_does_not_stand_for_a_config(
+    fails_in_one_line: Callable, tmp_path: pathlib.Path
+) -> None:
+    line = fails_in_one_line("looped_jax.main", f"--workdir={tmp_path}")
+    assert line.endswith(f"{tmp_path} holds no run to go on with")
+    (tmp_path / "config.json").write_text("{")
+    line = fails_in_one_line("looped_jax.main", f"--workdir={tmp_path}")
+    assert f"{tmp_path / 'config.json'} cannot be read: not JSON" in line
 
 
 def test_a_folder_of_other_files_is_not_taken_as_workdir(

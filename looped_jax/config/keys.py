@@ -88,6 +88,8 @@ DEFAULT_SHARDING_RULES = (
 )
 # What a layer computes that config.model.saved_names can keep for the backward pass.
 ACTIVATION_NAMES = ("query", "key", "value", "attended", "mlp_up", "mlp_gate")
+# A file each in looped_jax/training/trackers/.
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -445,6 +447,12 @@ class Train:
     grad_accumulation: int = key(1, "parts that a batch is computed in", range=POSITIVE)
     z_loss: float = key(0.0, "weight of log(Z)^2 in the loss", range=ANY)
     log_every: int = key(50, "steps", range=COUNT, operational=True)
+    log_to: tuple[str, ...] = key(
+        ("tensorboard",),
+        f"where metrics go beside metrics.jsonl (docs/train.md): {', '.join(TRACKERS)}; "
+        "(): nowhere",
+        operational=True,
+    )
     start_from: str = key("", "RUN/checkpoints/STEP of another run to continue from")
 
 

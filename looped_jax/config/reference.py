@@ -32,6 +32,8 @@ def _values(known: Key) -> str:
 
 def _default(known: Key) -> str:
     if isinstance(known.default, tuple):
+        if known.default and all(isinstance(item, str) for item in known.default):
+            return ",".join(known.default)
         return "(…)" if known.default else "()"
     return str(known.default)
 

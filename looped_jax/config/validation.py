@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from looped_jax.config.combinations import check_combinations
 from looped_jax.config.config_dict import get_key, variant_config
-from looped_jax.config.keys import ACTIVATION_NAMES, KEYS, MOST
+from looped_jax.config.keys import ACTIVATION_NAMES, KEYS, MOST, TRACKERS
 from looped_jax.errors import UserError, nearest
 
 
@@ -122,6 +122,7 @@ def _check_tuples(config: ConfigDict) -> None:
         "eval.loops": (is_count, "a number of loops, e.g. 4"),
         "model.saved_names": (is_name, "a name"),
         "model.offloaded_names": (is_name, "a name"),
+        "train.log_to": (is_name, "a name, e.g. 'wandb'"),
     }
     for key, (fits, form) in forms.items():
         for item in get_key(config, key):
@@ -131,6 +132,14 @@ def _check_tuples(config: ConfigDict) -> None:
         names = [name for name, _ in get_key(config, key)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"config.{key}: {twice[0]!r} is there twice; two have the same name")
+    for name in config.train.log_to:
+        if name not in TRACKERS:
+            raise UserError(
+                f"config.train.log_to: {name!r} is not one of {', '.join(TRACKERS)}"
+                + nearest(name, TRACKERS)
+            )
+        if config.train.log_to.count(name) > 1:
+            raise UserError(f"config.train.log_to: {name!r} is there twice")
     for name, _ in config.variants:
         if not name or {"/", "\\"} & set(name) or name.startswith("."):
             raise UserError(f"config.variants: {name!r} is not a name for a folder")

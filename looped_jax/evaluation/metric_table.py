@@ -220,7 +220,14 @@ def count_of(lines: Iterable[Mapping[str, float]], name: str) -> str:
     return " or ".join(Metric(name).shown(count) for count in counts)
 
 
+def judged_by(line: Mapping[str, float]) -> list[Metric]:
+    """What each task of an evaluation is judged by: its headline metrics; of one that has none,
+    what an interval was measured of."""
+    metrics = [m for m in map(Metric, line) if len(m.where) == 1]
+    with_headline = {m.where for m in metrics if m.headline}
+    return [m for m in metrics if m.headline or (m.where not in with_headline and m.interval(line))]
+
+
 def shown_evaluation(line: Mapping[str, float]) -> str:
     """An evaluation in a few words: what each task is judged by."""
-    metrics = [Metric(name) for name in line]
-    return ", ".join(f"{m.in_words} {m.with_unit(line[m.name])}" for m in metrics if m.headline)
+    return ", ".join(f"{m.in_words} {m.with_unit(line[m.name])}" for m in judged_by(line))

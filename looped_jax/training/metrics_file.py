@@ -1,10 +1,9 @@
-"""Metrics of a run: `metrics.jsonl` (one object a line, with `step`) and TensorBoard events."""
+"""Metrics of a run: `metrics.jsonl`, one object a line, with `step`."""
 
 import json
 import os
 
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from looped_jax.data.files import write_whole
 from looped_jax.errors import RunError
@@ -29,19 +28,19 @@ class MetricsWriter:
         self._writes = writes
         self._path = workdir / "metrics.jsonl"
         self._evaluated: set[int] = set()
-        kept = [line for line in read_metrics(workdir) if line["step"] <= resumed_step]
-        for line in kept:
+        # What earlier starts have written of the steps that are not repeated.
+        self.kept = [line for line in read_metrics(workdir) if line["step"] <= resumed_step]
+        for line in self.kept:
             if any(name.startswith("eval/") for name in line):
                 self._evaluated.add(int(line["step"]))
         if not writes:
             return
-        whole = "".join(json.dumps(line) + "\n" for line in kept)
+        whole = "".join(json.dumps(line) + "\n" for line in self.kept)
         try:
             write_whole(self._path, whole)
             self._file = self._path.open("a")
         except OSError as error:
             raise RunError(f"cannot write {self._path}: {error.strerror}") from error
-        self._events = SummaryWriter(str(workdir), purge_step=resumed_step + 1)
 
     def evaluated(self, step: int) -> bool:
         """Whether an evaluation at this step has been written."""
@@ -58,17 +57,13 @@ class MetricsWriter:
             self._file.flush()
         except OSError as error:
             raise RunError(f"cannot write {self._path}: {error.strerror}") from error
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
 
     def sync(self) -> None:
         """Puts on disk what was written: before the checkpoint that makes it final."""
         if self._writes:
             os.fsync(self._file.fileno())
-            self._events.flush()
 
     def close(self) -> None:
-        """Ends both files."""
+        """Ends the file."""
         if self._writes:
             self._file.close()
-            self._events.close()

@@ -13,10 +13,11 @@ class Stopwatch:
     goodput.
     """
 
-    def __init__(self, tokens: int, peak_flops: float, device: jax.Device):
-        """``tokens`` of a step, on all devices, of which ``device`` is one."""
+    def __init__(self, tokens: int, peak_flops: float, device: jax.Device, before: float = 0.0):
+        """``tokens`` of a step, on all devices, of which ``device`` is one; ``before``: seconds
+        that earlier starts have trained."""
         self._tokens, self._peak, self._device = tokens, peak_flops, device
-        self._begin = time.perf_counter()
+        self._begin, self._before = time.perf_counter(), before
         self._since: float | None = None  # When the last step ended, or the watch was restarted.
         self._step = 0
         self._seconds: list[float] = []  # Of the steps since they were last asked for.
@@ -39,13 +40,16 @@ class Stopwatch:
         self._since, self._step = now, step
 
     def scalars(self) -> dict[str, float]:
-        """Scalars about the steps since they were last asked for; goodput is of the whole process.
+        """Scalars about the steps since they were last asked for; goodput is of the whole process,
+        seconds of all starts.
 
+        perf/seconds (since the start, whatever was done, and those of earlier starts),
         perf/tokens_per_second, perf/step_seconds_p50 and _p95, perf/mfu (model FLOPs over peak),
         perf/goodput (share of the time since the start that was spent in steps) and, where the
         device tells, perf/device_memory_gb (its highest use so far).
         """
-        scalars: dict[str, float] = {}
+        since_begin = time.perf_counter() - self._begin
+        scalars = {"perf/seconds": self._before + since_begin}
         if self._seconds:
             total = sum(self._seconds)
             ordered = sorted(self._seconds)
@@ -53,7 +57,7 @@ class Stopwatch:
             scalars["perf/mfu"] = self._flops / total / self._peak
             scalars["perf/step_seconds_p50"] = statistics.median(ordered)
             scalars["perf/step_seconds_p95"] = ordered[int(0.95 * (len(ordered) - 1) + 0.5)]
-            scalars["perf/goodput"] = self._in_steps / (time.perf_counter() - self._begin)
+            scalars["perf/goodput"] = self._in_steps / since_begin
             self._seconds, self._flops = [], 0.0
         if memory := (self._device.memory_stats() or {}).get("peak_bytes_in_use"):
             scalars["perf/device_memory_gb"] = memory / 1e9

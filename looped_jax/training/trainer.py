@@ -9,6 +9,7 @@ import math
 import sys
 
 import jax
+import optax
 from etils import epath
 from tqdm import tqdm
 
@@ -18,17 +19,21 @@ from looped_jax.data.rows import Rows
 from looped_jax.errors import Preempted, RunError
 from looped_jax.parallel import distributed
 from looped_jax.parallel.mesh import local_rows, put_batch
+from looped_jax.training import screen
 from looped_jax.training.checkpoint import Checkpointer, start_from
 from looped_jax.training.evaluations import Evaluations
 from looped_jax.training.events import Event
 from looped_jax.training.identity import RunFile, describe
 from looped_jax.training.job import Job, jitted_train_step, make_job
-from looped_jax.training.metrics_file import MetricsWriter
+from looped_jax.training.metrics_file import MetricsWriter, read_metrics
 from looped_jax.training.profile import ProfileOnSignal
+from looped_jax.training.schedule import learning_rate
 from looped_jax.training.stacking import Stage, grow
 from looped_jax.training.state import TrainState, init_state
 from looped_jax.training.stop import StopSignal
 from looped_jax.training.stopwatch import Stopwatch
+from looped_jax.training.trackers import Trackers, check_installed
+from looped_jax.training.trackers.base import Start
 from looped_jax.training.workdir import (
     check_same_held_out,
     claim_workdir,
@@ -43,10 +48,12 @@ def train(job: Job, workdir: epath.Path, evaluations: Evaluations | None = None)
     """Trains to config.train.steps, from the workdir's newest checkpoint if it has one.
     ``evaluations``: those of the job, where they are made already.
 
-    UserError for another config's workdir, or one in which another process trains; RunError for a
-    non-finite loss or a failed save; Preempted after SIGTERM, when everything is saved.
+    UserError for another config's workdir, one in which another process trains, or a missing
+    package of config.train.log_to; RunError for a non-finite loss or a failed save; Preempted after
+    SIGTERM, when everything is saved.
     """
     evaluations = evaluations or Evaluations(job)
+    check_installed(job.config)
     with locked(workdir):
         claim_workdir(job.config, workdir)
         with StopSignal() as stop, Checkpointer(workdir, job.config.checkpoint.keep) as saved:
@@ -62,6 +69,7 @@ def train(job: Job, workdir: epath.Path, evaluations: Evaluations | None = None)
                 renew_config(job.config, workdir)
                 run.go()
                 before = of_stage
+    screen.say(screen.closing(job.config.train.steps, read_metrics(workdir)))
 
 
 def _begin(
@@ -78,7 +86,7 @@ def _begin(
     config, size = job.config, job.config.train.batch_size
     source = job.data.source("train")
     batches = train_batches(job.data, config, local_rows(job.mesh, size), source)
-    state = _first_state(job, stage, before, checkpointer, batches)
+    state, begins = _first_state(job, stage, before, checkpointer, batches)
     step = int(state.step)
     measured_on = {held_out.name: held_out.sample.identity for held_out in evaluations.held_out}
     check_same_held_out(workdir, measured_on)
@@ -87,10 +95,13 @@ def _begin(
     finished = step >= stage.end and metrics.evaluated(step)
     start = describe(job.mesh, job.model.config.dtype, source.fingerprint, measured_on)
     writes = distributed.is_first() and not finished
-    if (said := announce_epochs(source, config)) and distributed.is_first():
-        print(said, file=sys.stderr)
+    screen.say(screen.opening(job, workdir, "was done before" if finished else begins))
+    if said := announce_epochs(source, config):
+        screen.say(said)
     length = job.model.config.max_length
     device = job.mesh.local_devices[0]
+    seconds = [line["perf/seconds"] for line in metrics.kept if "perf/seconds" in line]
+    watched = (size * length, peak_flops(device) * job.mesh.size, device)
     return _Run(
         job=job,
         stage=stage,
@@ -98,11 +109,14 @@ def _begin(
         batches=batches,
         state=state,
         step=step,
+        other_rows=batches.state()["rows"] - step * size,
+        rate=jax.jit(learning_rate(config.optimizer, config.train.steps)),
         evaluations=evaluations,
         checkpointer=checkpointer,
         metrics=metrics,
+        trackers=Trackers(Start(workdir, config, step, writes), metrics.kept),
         run_file=RunFile(workdir, start, step) if writes else None,
-        watch=Stopwatch(size * length, peak_flops(device) * job.mesh.size, device),
+        watch=Stopwatch(*watched, before=seconds[-1] if seconds else 0.0),
         profile=ProfileOnSignal(workdir),
         stop=stop,
     )
@@ -114,21 +128,21 @@ def _first_state(
     before: Job | None,
     checkpointer: Checkpointer,
     batches: TrainBatches,
-) -> TrainState:
-    """Of the newest checkpoint, of train.start_from, or fresh; ``batches`` goes to its place."""
+) -> tuple[TrainState, str]:
+    """Of the newest checkpoint, of train.start_from, or fresh, and which of them, in words;
+    ``batches`` goes to its place."""
     latest = checkpointer.latest()
     if latest is not None:
         if before is None:
-            return checkpointer.restore(latest, job.layout, batches)
+            state = checkpointer.restore(latest, job.layout, batches)
+            return state, f"resumed from step {latest:,}"
         small = checkpointer.restore(latest, before.layout, batches)
-        return grow(small, before.layout, job.layout, stage.block)
+        grown = grow(small, before.layout, job.layout, stage.block)
+        return grown, f"grown from {before.config.model.plan} at step {latest:,}"
     if job.config.train.start_from:
         path = epath.Path(job.config.train.start_from)
-        state, taken = start_from(path, job.layout, job.optimizer, batches)
-        if distributed.is_first():
-            print(taken, file=sys.stderr)
-        return state
-    return init_state(job.model, job.optimizer, job.config.seed, job.layout)
+        return start_from(path, job.layout, job.optimizer, batches)
+    return init_state(job.model, job.optimizer, job.config.seed, job.layout), "starts anew"
 
 
 @dataclasses.dataclass
@@ -141,9 +155,14 @@ class _Run:
     batches: TrainBatches
     state: TrainState
     step: int  # Updates made.
+    # Rows that it had read, apart from those that so many updates read now: not 0 where it goes on
+    # from a run with another batch size.
+    other_rows: int
+    rate: optax.Schedule
     evaluations: Evaluations
     checkpointer: Checkpointer
     metrics: MetricsWriter
+    trackers: Trackers
     run_file: RunFile | None
     watch: Stopwatch
     profile: ProfileOnSignal
@@ -179,6 +198,7 @@ class _Run:
         finally:
             self.profile.close()
             self.metrics.close()
+            self.trackers.close(finished=self.step >= config.train.steps)
             if self.run_file is not None:
                 self.run_file.ended(self.step)
 
@@ -221,13 +241,20 @@ class _Run:
     def _log(self) -> bool:
         self._check_finite(self.step, self.scalars)
         line = {f"train/{name}": float(value) for name, value in self.scalars.items()}
+        rows = self.other_rows + self.step * self.job.config.train.batch_size
+        line["train/learning_rate"] = float(self.rate(self.step - 1))
+        line["train/tokens"] = rows * self.job.model.config.max_length
         line |= self.watch.scalars()
         shown = {"loss": f"{line['train/loss']:.4f}"}
         if "perf/tokens_per_second" in line:
             shown["tokens/s"] = f"{line['perf/tokens_per_second']:,.0f}"
-        self.metrics.write(self.step, line)
+        self._write(line)
         self.bar.set_postfix(shown, refresh=False)
         return False
+
+    def _write(self, line: dict[str, float]) -> None:
+        self.metrics.write(self.step, line)
+        self.trackers.write(self.step, line)
 
     def _evaluate(self) -> bool:
         # After SIGTERM there is no time for it: the resumed run does it first.
@@ -235,12 +262,15 @@ class _Run:
             return False
         line = self.evaluations.measure(self.state.evaluated, self.stop.poll)
         if line is not None:
-            self.metrics.write(self.step, line)
+            self._write(line)
+            if said := screen.evaluation(self.step, line):
+                screen.say(said)
         return line is not None
 
     def _save(self) -> bool:
         self._check_finite(self.step, self.scalars)
         self.metrics.sync()
+        self.trackers.flush()
         config = self.job.config.to_dict()
         self.checkpointer.save(self.step, self.state, self.batches, config)
         return True

@@ -16,6 +16,7 @@ from looped_jax import config as config_lib
 from looped_jax.data.files import write_whole
 from looped_jax.errors import UserError
 from looped_jax.parallel import distributed
+from looped_jax.training.checkpoint import saved_steps
 from looped_jax.training.identity import measured_on, read_run_file
 from looped_jax.training.metrics_file import read_metrics
 
@@ -118,12 +119,24 @@ def _claim(config: ConfigDict, workdir: epath.Path) -> None:
         if differences := config_lib.differences(config, there):
             raise UserError(
                 f"workdir {workdir} holds a run of another config ({'; '.join(differences)}); "
-                "choose another --workdir"
+                f"choose another --workdir{_hint(config, there, workdir)}"
             )
         return
     if workdir.exists() and not (workdir.is_dir() and _unclaimed(workdir)):
         raise UserError(f"workdir {workdir} exists and is not a run; choose another --workdir")
     _write(config, workdir)
+
+
+def _hint(config: ConfigDict, there: ConfigDict, workdir: epath.Path) -> str:
+    """How to have a run with another number of steps, where nothing else differs."""
+    steps = saved_steps(workdir)
+    if config_lib.differing_keys(config, there) != ["train.steps"] or not steps:
+        return ""
+    return (
+        " (the learning rate follows from the number of steps): there, with "
+        f"--config.train.start_from={workdir / 'checkpoints' / str(steps[-1])}, it goes on from "
+        f"step {steps[-1]}"
+    )
 
 
 def _write(config: ConfigDict, workdir: epath.Path) -> None:

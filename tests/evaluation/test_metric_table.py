@@ -105,3 +105,10 @@ def test_an_evaluation_in_words_has_what_is_judged_and_nothing_else() -> None:
         "eval/text/perplexity",
         "eval/text/ArXiv/perplexity",
     ]
+
+
+def test_a_task_without_headline_is_judged_by_what_has_an_interval() -> None:
+    ends = {"eval/drop/f1_low": 0.2, "eval/drop/f1_high": 0.4}
+    line = {"eval/drop/exact": 0.25, "eval/drop/f1": 0.3, **ends, "eval/svamp/accuracy": 0.5}
+    assert shown_evaluation(line) == "drop f1 30.0%, svamp 50.0%"
+    assert shown_evaluation({"eval/text/tokens": 5.0, "train/loss": 1.0}) == ""

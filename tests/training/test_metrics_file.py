@@ -2,7 +2,6 @@ import json
 import pathlib
 
 from etils import epath
-from tensorboard_events import read_events
 
 from looped_jax.training.metrics_file import MetricsWriter, read_metrics
 
@@ -40,10 +39,3 @@ def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path: pathlib.Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "a": 2.0}) + '\n{"step": 2')
     assert read_metrics(epath.Path(tmp_path)) == [{"step": 1, "a": 2.0}]
     assert read_metrics(epath.Path(tmp_path / "none")) == []
-
-
-def test_tensorboard_gets_the_same_scalars(tmp_path: pathlib.Path) -> None:
-    write(tmp_path, 0, range(1, 5))
-    scalars = read_events(tmp_path)
-    assert [step for name, step, _ in scalars if name == "train/loss"] == [1, 2, 3, 4]
-    assert ("eval/x/loss", 4, 4.0) in scalars

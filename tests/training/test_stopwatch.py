@@ -32,6 +32,12 @@ def test_steps_are_timed_and_the_rest_lowers_goodput(clock: list[float]) -> None
     assert "perf/tokens_per_second" not in watch.scalars()  # Nothing since.
 
 
+def test_seconds_are_those_of_all_starts_whatever_was_done(clock: list[float]) -> None:
+    watch = Stopwatch(tokens=1, peak_flops=1.0, device=jax.devices()[0], before=30.0)
+    clock[0] = 12.0  # Compiling, and no step has ended yet.
+    assert watch.scalars()["perf/seconds"] == 42.0
+
+
 def test_steps_that_ended_unseen_share_their_time(clock: list[float]) -> None:
     watch = Stopwatch(tokens=1, peak_flops=1.0, device=jax.devices()[0])
     watch.restart(0)

@@ -1,0 +1,44 @@
+"""Event files in the run's folder, for TensorBoard."""
+
+import time
+from collections.abc import Mapping
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+from looped_jax.training.trackers.base import Start
+
+# Between what TensorBoard sees of a run under way.
+SECONDS = 30.0
+
+
+class TensorBoard:
+    """Writes in the process's own thread: tensorboardX's SummaryWriter has another one, and waits
+    for it for ever once a full disk has ended that."""
+
+    def __init__(self, start: Start):
+        is_new = not any(start.workdir.glob("events.out.tfevents.*"))
+        self.complete_until = 0 if is_new else start.step
+        self._file = EventsWriter(str(start.workdir / "events"))
+        self._flushed = time.monotonic()
+        # TensorBoard forgets what an earlier process wrote from this step on.
+        again = self.complete_until + 1
+        self._event(Event(step=again, session_log=SessionLog(status=SessionLog.START)))
+
+    def _event(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._file.write_event(event)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        for name, value in scalars.items():
+            self._event(Event(step=step, summary=scalar(name, value)))
+        if time.monotonic() - self._flushed > SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._file.flush()
+        self._flushed = time.monotonic()
+
+    def close(self, finished: bool) -> None:
+        self._file.close()
