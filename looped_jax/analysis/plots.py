@@ -1,16 +1,14 @@
-"""The report's figures, as PNG; matplotlib without a display."""
+"""The report's figures, as PNG. Made without pyplot, whose state belongs to who imports us: in a
+notebook figures are shown as before."""
 
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, Normalize
 from matplotlib.figure import Figure
@@ -35,12 +33,19 @@ def as_text(name: str) -> str:
     return ("\N{NO-BREAK SPACE}" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
+def subplots(rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """As pyplot's, of figures that nobody else knows of: ``figsize``, ``layout``, and what
+    Figure.subplots takes."""
+    of_figure = {name: options.pop(name) for name in ("figsize", "layout") if name in options}
+    figure = Figure(**of_figure)
+    return figure, figure.subplots(rows, columns, **options)
+
+
 def png(figure: Figure) -> bytes:
-    """The figure, closed."""
+    """The figure."""
     out = io.BytesIO()
     # Without a date or version in it, equal figures are equal files.
     figure.savefig(out, format="png", dpi=140, metadata={"Software": None})
-    plt.close(figure)
     return out.getvalue()
 
 
@@ -157,14 +162,14 @@ def panels(parts: Sequence[Panel], x: str, order: str) -> bytes:
     1."""
     columns = 2 if len(parts) <= 4 else 3
     rows = -(-len(parts) // columns)
-    figure, grid = plt.subplots(
+    figure, grid = subplots(
         *(rows, columns),
         figsize=(0.9 + 3.3 * columns, 0.4 + 2.4 * rows),
         layout="constrained",
         squeeze=False,
     )
     count = max(len(part.ordered) for part in parts)
-    colours = plt.get_cmap("viridis_r", count)
+    colours = mpl.colormaps["viridis_r"].resampled(count)
     for axes in grid.flat[len(parts) :]:
         axes.set_axis_off()
     for axes, part in zip(grid.flat, parts, strict=False):
@@ -200,7 +205,7 @@ def heatmaps(cosines: Mapping[str, np.ndarray], of: str) -> bytes:
     parameters, one scale."""
     columns = min(4, len(cosines))
     rows = -(-len(cosines) // columns)
-    figure, grid = plt.subplots(
+    figure, grid = subplots(
         rows,
         columns,
         figsize=(0.4 + 2.1 * columns, 0.3 + 2.2 * rows),
@@ -230,8 +235,8 @@ def heatmaps(cosines: Mapping[str, np.ndarray], of: str) -> bytes:
     return png(figure)
 
 
-def _axes(x: str, y: str, title: str = "") -> tuple[Figure, plt.Axes]:
-    figure, axes = plt.subplots(figsize=(6.2, 4), layout="constrained")
+def _axes(x: str, y: str, title: str = "") -> tuple[Figure, Axes]:
+    figure, axes = subplots(figsize=(6.2, 4), layout="constrained")
     axes.set_xlabel(x)
     axes.set_ylabel(as_text(y))
     axes.set_title(as_text(title))
@@ -239,7 +244,7 @@ def _axes(x: str, y: str, title: str = "") -> tuple[Figure, plt.Axes]:
     return figure, axes
 
 
-def _logarithmic(axes: plt.Axes) -> None:
+def _logarithmic(axes: Axes) -> None:
     """A logarithmic y with ticks that are numbers, also where it spans no power of ten."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -249,7 +254,7 @@ def _logarithmic(axes: plt.Axes) -> None:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.6g}"))
 
 
-def _legend(figure: Figure, axes: plt.Axes, more: Sequence[Line2D] = ()) -> None:
+def _legend(figure: Figure, axes: Axes, more: Sequence[Line2D] = ()) -> None:
     """Inside where there is room, below otherwise; ``more``: entries of no line."""
     found: list[Any] = [*axes.get_legend_handles_labels()[0], *more]
     longest = max((len(str(handle.get_label())) for handle in found), default=0)

@@ -1,13 +1,9 @@
 """The pictures of looped_jax.explain, as PNG. L loops, T tokens, k layers, H heads."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
+import matplotlib as mpl
 import numpy as np
 
-from looped_jax.analysis.plots import as_text, png
+from looped_jax.analysis.plots import as_text, png, subplots
 from looped_jax.inside.decoded import Decoded
 from looped_jax.inside.lens import Lens
 
@@ -18,7 +14,7 @@ MOST_NAMES = 64  # Tokens that are named beside a picture.
 def lens(found: Lens, known_T: np.ndarray, tokens: list[str], unit: str) -> bytes:
     """log p of the right token and KL to the whole model, over loops (``unit``) and tokens."""
     height = 1.2 + 0.16 * len(tokens)
-    figure, axes = plt.subplots(1, 2, figsize=(8.0, height), sharey=True, layout="constrained")
+    figure, axes = subplots(1, 2, figsize=(8.0, height), sharey=True, layout="constrained")
     right_LT = np.where(known_T, found.target_log_p_LBT, np.nan)
     titles = ("log p of the right token", "KL to the whole, nats")
     both = (right_LT, np.asarray(found.kl_LBT))
@@ -39,7 +35,7 @@ def states(found: Lens, unit: str) -> bytes:
     """Norms and changes of each token's state, and where the states lie."""
     states_LTD = found.states_LBTD
     tokens = states_LTD.shape[1]
-    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.4), layout="constrained")
+    figure, axes = subplots(1, 3, figsize=(10.5, 3.4), layout="constrained")
     loops = np.arange(1, len(states_LTD) + 1)
     of_axes = (("norm", found.norm_LBT), ("relative update", found.update_LBT))
     for axis, (title, values_LT) in zip(axes, of_axes, strict=False):
@@ -51,7 +47,7 @@ def states(found: Lens, unit: str) -> bytes:
     flat = states_LTD.reshape(-1, states_LTD.shape[-1])
     components = np.linalg.svd(flat - flat.mean(0), full_matrices=False)[2][:2]
     plane_LT2 = (states_LTD - flat.mean(0)) @ components.T
-    for t, color in enumerate(plt.get_cmap("viridis")(np.linspace(0, 1, tokens))):
+    for t, color in enumerate(mpl.colormaps["viridis"](np.linspace(0, 1, tokens))):
         axes[2].plot(plane_LT2[:, t, 0], plane_LT2[:, t, -1], c=color, lw=0.8)
         axes[2].plot(plane_LT2[-1, t, 0], plane_LT2[-1, t, -1], "o", c=color, ms=3)
     axes[2].set_title("two principal components", fontsize=9)
@@ -66,7 +62,7 @@ def attention(weights_LkHTT: np.ndarray) -> tuple[bytes, bool]:
     if not each:
         weights_LkHTT, heads = weights_LkHTT.mean(2, keepdims=True), 1
     size = (0.8 + 1.5 * layers * heads, 0.6 + 1.5 * loops)
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         loops, layers * heads, figsize=size, squeeze=False, layout="constrained"
     )
     for (n, column), axis in np.ndenumerate(axes):
@@ -90,7 +86,7 @@ def held(found: Decoded, unit: str) -> bytes:
         panels["construction"] = found.built_QL
     widths = [max(2, values_QL.shape[1]) for values_QL in panels.values()]
     size = (2.6 + 0.55 * sum(widths), 1.3 + 0.3 * len(found.names))
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         *(1, len(panels)), figsize=size, sharey=True, layout="constrained", width_ratios=widths
     )
     for axis, (title, values_QL) in zip(axes, panels.items(), strict=True):

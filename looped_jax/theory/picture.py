@@ -2,15 +2,10 @@
 
 from collections.abc import Sequence
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Patch
 
-from looped_jax.analysis.plots import as_text, png
+from looped_jax.analysis.plots import as_text, png, subplots
 from looped_jax.theory.verify import Verification
 
 SETTLED, OPEN = "#a8dca4", "#f7fcf5"
@@ -23,7 +18,7 @@ def picture(found: Verification, after: Sequence[str]) -> bytes:
     widest = max(len(word) for row in (*found.trace, found.columns) for word in row)
     cell = max(0.62, 0.085 * widest)
     size = (max(6.2, 1.2 + cell * columns), 1.7 + 0.36 * rows)
-    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    figure, axes = subplots(figsize=size, layout="constrained")
     settled = np.asarray(found.trace) == np.asarray(found.trace[-1])
     axes.imshow(
         settled & found.settles,
