@@ -105,6 +105,18 @@ def test_mlflow_has_one_run_and_each_step_once_after_a_kill(
     assert run.data.params["model.plan"] == small_config().model.plan
 
 
+def test_mlflow_gets_what_it_lost_when_it_could_not_be_reached(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow", reason="mlflow comes with the extra mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    send(tmp_path, "mlflow", 0, range(1, 3), finished=False)
+    send(tmp_path, "mlflow", 6, range(7, 9), finished=True)  # Steps 3 to 6 were not sent.
+    client, run_id = mlflow_run(tmp_path)
+    history = client.get_metric_history(run_id, "train/loss")
+    assert [metric.step for metric in history] == [*range(1, 9)]
+
+
 def wandb_records(path: pathlib.Path) -> Iterator[Any]:
     """The records of an offline run: a log of blocks as LevelDB's, after seven bytes."""
     from wandb.proto.wandb_internal_pb2 import Record

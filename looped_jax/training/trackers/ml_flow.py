@@ -39,7 +39,7 @@ class MlflowRun:
         known = known_id(start.workdir, NAME)
         self._is_new = known is None or not self._goes_on(known)
         self._run_id = self._begin(start) if known is None or self._is_new else known
-        self.complete_until = 0 if self._is_new else start.step
+        self.complete_until = 0  # What it has is left out by ``write``.
 
     def _goes_on(self, run_id: str) -> bool:
         """Whether the store has the run; then it is under way again."""
