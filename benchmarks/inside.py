@@ -1,10 +1,11 @@
 """Where in the loops the answer of p-hop and of variable assignment appears: docs/inside.md.
 
 Small models of both tasks, looped (1x3) and not (3x1, equal FLOPs), three seeds each, are trained
-by looped_jax.main; then each is asked at which loop or layer its state says the answer and what is
-on the way to it (beside the same model with fresh parameters), what leaving a loop or layer out
-costs, and whose answer it says when another example's state is put where the answer is asked for.
-Runs in --out are kept and gone on with.
+by looped_jax.main (those of variable assignment are language models on bytes, docs/evaluate.md);
+then each is asked at which loop or layer its state says the answer and what is on the way to it
+(beside the same model with fresh parameters), what leaving a loop or layer out costs, and whose
+answer it says when another example's state is put where the answer is asked for. Runs in --out are
+kept and gone on with.
 
     python -m benchmarks.inside --out=runs/inside_study
 """
@@ -25,69 +26,92 @@ from tqdm import tqdm
 
 import looped_jax
 from benchmarks.common import machine, save
-from looped_jax.inside.decoded import decoded
-from looped_jax.inside.effects import effects
+from experiments.sweeps.phop_small import SMALL
+from looped_jax.inside.decoded import answered, decoded
+from looped_jax.inside.effects import usual_changes
 from looped_jax.inside.opened import Opened
+from looped_jax.inside.questions import Questions, questions
 
 ROOT = pathlib.Path(__file__).parents[1]
-TASKS = {"phop_p2_n16": "two hops over 16 characters", "varassign_depth1_math": "an alias's value"}
+TASKS = {"phop_p2_n16": "p-hop: two hops", "varassign_depth0_math": "variable assignment"}
 PLANS = ("1x3", "3x1")
 SEEDS = (1, 2, 3)
 TRAINING = {
-    "model.d_model": "64",
-    "model.d_ff": "256",
-    "optimizer.name": "adamw",
-    "optimizer.learning_rate": "5e-3",
-    "optimizer.warmup_steps": "200",
-    "train.steps": "1500",
-    "train.batch_size": "128",
-    "eval.every": "500",
-    "eval.examples": "2048",
-    "checkpoint.every": "500",
+    "phop_p2_n16": (
+        "experiments/phop.py",
+        {**SMALL, "train.batch_size": 128, "eval.every": 500, "eval.examples": 2048},
+    ),
+    "varassign_depth0_math": ("experiments/assignment.py", {"eval.every": 1500}),
 }
-PAIRS = 512  # Of examples, for patching.
+EXAMPLES = 1024
 
 
-def trained(task: str, plan: str, seed: int, folder: pathlib.Path) -> Opened:
-    """The model, trained by the command that a user would type."""
-    keys = {**TRAINING, "data.task": task, "seed": str(seed)}
-    line = [sys.executable, "-m", "looped_jax.main", f"--config=experiments/phop.py:{plan}"]
-    line += [f"--workdir={folder}", *(f"--config.{key}={value}" for key, value in keys.items())]
+def run(*command: str) -> None:
+    """Of the project's root; SystemExit if it failed."""
+    line = [sys.executable, "-m", *command]
     if (ended := subprocess.run(line, cwd=ROOT, stdout=sys.stderr, check=False)).returncode:
         raise SystemExit(f"{' '.join(line)} ended with {ended.returncode}")
+
+
+def trained(task: str, plan: str, seed: int, out: pathlib.Path) -> Opened:
+    """The model, trained by the command that a user would type."""
+    experiment, keys = TRAINING[task]
+    keys = {**keys, "seed": seed}
+    if task.startswith("varassign"):
+        keys["data.path"] = documents = out / "programs_depth0"
+        if not documents.exists():
+            made_by = "looped_jax.data.tasks.assignment_documents"
+            run(made_by, "--depth=0", f"--out={documents}")
+    folder = out / f"{task}_{plan}_{seed}"
+    overrides = [f"--config.{key}={value}" for key, value in keys.items()]
+    run("looped_jax.main", f"--config={experiment}:{plan}", f"--workdir={folder}", *overrides)
     model: Opened = looped_jax.load(folder)
     return model
 
 
-def patched(model: Opened) -> list[dict[str, float]]:
-    """After each loop: how often the model says the own answer, and how often that of another
-    example whose state is put where the answer is asked for. Pairs have different answers."""
-    source = model.run.job.data.source("test")
-    rows = source.rows(np.arange(2 * PAIRS))
-    place = int(np.argmax(rows["answer"][0]))  # The same in all: inputs are of one length.
-    answer_N = rows["targets"][:, place]
-    own, other = np.arange(PAIRS), np.arange(PAIRS, 2 * PAIRS)
+def patched(model: Opened, asked: Questions) -> list[dict[str, float]]:
+    """After each loop: how often the model begins the own answer, and how often that of another
+    example whose state is put where the answer is asked for. Pairs are of one length and have
+    different answers."""
+    place = int(np.bincount(asked.place_N).argmax())
+    alike = np.flatnonzero(asked.place_N == place)
+    own, other = alike[: len(alike) // 2], alike[len(alike) // 2 :][: len(alike) // 2]
+    answer_N = np.asarray(
+        [row[where] for row, where in zip(asked.targets, asked.place_N, strict=True)]
+    )
     differ = answer_N[own] != answer_N[other]
     own, other = own[differ], other[differ]
-    tokens = rows["tokens"][:, : place + 1]
+
+    def rows(which: np.ndarray) -> list[list[int]]:
+        return [asked.tokens[n][: place + 1] for n in which]
+
     found = []
     for loop in range(1, model.plan.segments[0].loops + 1):
-        changed = model.patched(tokens[other].tolist(), loop, [place])
-        said_N = changed.logits(tokens[own].tolist())[:, place].argmax(-1)
+        changed = model.patched(rows(other), loop, [place])
+        said_N = changed.logits(rows(own))[:, place].argmax(-1)
         shares = {"own": said_N == answer_N[own], "other": said_N == answer_N[other]}
         found.append({name: float(np.mean(values)) for name, values in shares.items()})
     return found
 
 
-def measured(model: Opened) -> dict[str, Any]:
+def measured(model: Opened, task: str) -> dict[str, Any]:
     """All of one model."""
-    lost = effects(model)
-    accuracy = {
-        change: next(v for k, v in of.items() if "accuracy" in k) for change, of in lost.items()
+    asked = questions(model, task, "test", EXAMPLES)
+
+    def exact_match(changed: Opened) -> float:
+        return float(answered(changed, asked)[0][-1])
+
+    left_out = {text: exact_match(model.intervened(text)) for text in one_left_out(model)}
+    return {
+        "held": decoded(model, task, EXAMPLES).as_json(),
+        "left_out": left_out,
+        "patched": patched(model, asked) if model.plan.looped else None,
     }
-    looped = bool(model.plan.looped)
-    held = decoded(model).as_json()
-    return {"held": held, "effects": accuracy, "patched": patched(model) if looped else None}
+
+
+def one_left_out(model: Opened) -> list[str]:
+    """Each loop, of a plan without loops each layer."""
+    return [text for text in usual_changes(model) if text.startswith(("skip", "layer"))]
 
 
 def table(results: dict[str, Any]) -> str:
@@ -99,10 +123,7 @@ def table(results: dict[str, Any]) -> str:
         for plan in PLANS:
             of_seeds = results[task][plan]
             read_SL = np.asarray([one["held"]["read_L"] for one in of_seeds])
-            left_out = [
-                [v for k, v in one["effects"].items() if k.startswith(("skip", "layer"))]
-                for one in of_seeds
-            ]
+            left_out = [list(one["left_out"].values()) for one in of_seeds]
             columns = [*read_SL.T, *np.asarray(left_out).T]
             if of_seeds[0]["patched"]:
                 others = [[of["other"] for of in one["patched"]] for one in of_seeds]
@@ -167,8 +188,8 @@ def main() -> None:
     results: dict[str, Any] = {task: {plan: [] for plan in PLANS} for task in TASKS}
     arms = [(task, plan, seed) for seed in SEEDS for task in TASKS for plan in PLANS]
     for task, plan, seed in tqdm(arms, unit="model"):
-        model = trained(task, plan, seed, out / f"{task}_{plan}_{seed}")
-        results[task][plan].append(measured(model))
+        model = trained(task, plan, seed, out)
+        results[task][plan].append(measured(model, task))
         found = {"machine": machine(), "training": TRAINING, "seeds": SEEDS, "tasks": results}
         save("inside", found)
     print(table(results))

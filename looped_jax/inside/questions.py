@@ -43,8 +43,8 @@ def questions(model: Opened, task: str, split: str, count: int) -> Questions:
         return _of_rows(data.source(split, task), count)
     if task not in TASKS or not isinstance(known := _synthetic(task), VariableAssignment):
         raise UserError(
-            f"what is on the way to an answer is not known of {task or 'text'}; a language model can "
-            "be asked variable assignment (varassign_depth0_math, …)"
+            f"what is on the way to an answer is not known of {task or 'text'}; a language model "
+            "can be asked variable assignment (varassign_depth0_math, …)"
         )
     return _of_text(model, known, split, count)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
 from looped_jax.analysis.plots import as_text, png, subplots
@@ -22,7 +23,7 @@ def picture(found: Verification, after: Sequence[str]) -> bytes:
     settled = np.asarray(found.trace) == np.asarray(found.trace[-1])
     axes.imshow(
         settled & found.settles,
-        cmap=matplotlib.colors.ListedColormap([OPEN, SETTLED]),
+        cmap=ListedColormap([OPEN, SETTLED]),
         vmin=0,
         vmax=1,
         aspect="auto",
