@@ -15,6 +15,7 @@ from looped_jax.inside.decoded import Decoded, decoded
 from looped_jax.inside.effects import effects, usual_changes
 from looped_jax.inside.explanation import explain, of_task
 from looped_jax.inside.opened import Opened, load
+from looped_jax.inside.questions import questions
 from looped_jax.training.job import make_job
 from looped_jax.training.trainer import train
 
@@ -117,8 +118,32 @@ def test_the_page_of_a_plan_without_loops_speaks_of_layers(not_looped: Opened) -
     assert data["layers"] == 2 and len(data["lens"]["kl"]) == 2 and data["exits"] == {}
 
 
-def test_probes_are_not_for_text(tmp_path: pathlib.Path) -> None:
-    write_pile(tmp_path / "pile")
-    values = dict(data__task="text", data__path=str(tmp_path / "pile"), data__length=32)
-    with pytest.raises(UserError, match="probes are for synthetic tasks"):
-        decoded(made(tmp_path / "run", "1x2", **values))
+@pytest.fixture(scope="module")
+def of_text(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    folder = tmp_path_factory.mktemp("text")
+    write_pile(folder / "pile")
+    values: dict[str, Any] = dict(data__task="text", data__path=str(folder / "pile"))
+    return made(folder / "run", "1x2", **values, data__length=96, eval__style="line")
+
+
+def test_a_language_model_is_asked_variable_assignment_in_text(of_text: Opened) -> None:
+    asked = questions(of_text, "varassign_depth0_math", "test", 40)
+    for row, targets, answer_T, place in zip(
+        asked.tokens, asked.targets, asked.answer_NT, asked.place_N, strict=True
+    ):
+        said = of_text.vocabulary.decode(row)
+        answer = of_text.vocabulary.decode(np.asarray(targets)[answer_T[: len(row)]])
+        values = dict(part.split("=") for part in said.partition("=?")[0].split(", ")[:-1])
+        letter = said.partition("=?")[0][-1]
+        assert answer == f" {values[letter]}\n"
+        assert row[1:] == targets[:-1] and answer_T.sum() == len(answer)
+        assert of_text.vocabulary.decode([targets[place]]) == values[letter][0]
+    held = decoded(of_text, "varassign_depth0_math", examples=40)
+    assert held.names == ("letter asked for", "its line", "answer") and held.built_QL is None
+    assert held.probed_QL.shape == held.fresh_QL.shape == (3, 2)
+
+
+@pytest.mark.parametrize("task", ["", "squad_v2", "igsm"])
+def test_of_other_tasks_of_text_no_way_to_the_answer_is_known(of_text: Opened, task: str) -> None:
+    with pytest.raises(UserError, match="a language model can be asked variable assignment"):
+        decoded(of_text, task)
