@@ -1,11 +1,11 @@
 """Where in the loops the answer of p-hop and of variable assignment appears: docs/inside.md.
 
-Small models of both tasks, looped (1x3) and not (3x1, equal FLOPs), three seeds each, are trained
-by looped_jax.main (those of variable assignment are language models on bytes, docs/evaluate.md);
-then each is asked at which loop or layer its state says the answer and what is on the way to it
-(beside the same model with fresh parameters), what leaving a loop or layer out costs, and whose
-answer it says when another example's state is put where the answer is asked for. Runs in --out are
-kept and gone on with.
+Small models of both tasks, looped and not, of equal FLOPs, are trained by looped_jax.main with
+several seeds (those of variable assignment are language models on bytes, docs/evaluate.md). Then
+each is asked at which loop or layer its state says the answer and what is on the way to it (beside
+the same model with fresh parameters), what leaving a loop or layer out costs, and whose answer it
+says when another example's state is put where the answer is asked for. Runs in --out are kept and
+gone on with.
 
     python -m benchmarks.inside --out=runs/inside_study
 """
@@ -34,8 +34,8 @@ from looped_jax.inside.questions import Questions, questions
 
 ROOT = pathlib.Path(__file__).parents[1]
 TASKS = {"phop_p2_n16": "p-hop: two hops", "varassign_depth0_math": "variable assignment"}
-PLANS = ("1x3", "3x1")
-SEEDS = (1, 2, 3)
+PLANS = {"phop_p2_n16": ("1x3", "3x1"), "varassign_depth0_math": ("2x2", "4x1")}
+SEEDS = {"phop_p2_n16": (1, 2, 3), "varassign_depth0_math": (1, 2)}
 TRAINING = {
     "phop_p2_n16": (
         "experiments/phop.py",
@@ -115,64 +115,63 @@ def one_left_out(model: Opened) -> list[str]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Markdown: means over seeds, lowest to highest in brackets."""
-    asked = ("stopped after", "left out:", "other's state after")
-    heads = ["task", "plan", *(f"{what} {n}" for what in asked for n in (1, 2, 3))]
-    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * 9]
-    for task in TASKS:
-        for plan in PLANS:
-            of_seeds = results[task][plan]
-            read_SL = np.asarray([one["held"]["read_L"] for one in of_seeds])
+    """Markdown, in percent: means over seeds, of what was asked loop by loop in their order."""
+    heads = ("task", "plan", "exact match by seed", "stopped after 1, 2, …")
+    heads = (*heads, "without 1, 2, …", "other's state after 1, 2, …")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for task, of_plans in results.items():
+        for plan, of_seeds in of_plans.items():
+            read_SL = [one["held"]["read_L"] for one in of_seeds]
             left_out = [list(one["left_out"].values()) for one in of_seeds]
-            columns = [*read_SL.T, *np.asarray(left_out).T]
+            columns = [np.mean(read_SL, axis=0), np.mean(left_out, axis=0)]
             if of_seeds[0]["patched"]:
                 others = [[of["other"] for of in one["patched"]] for one in of_seeds]
-                columns += [*np.asarray(others).T]
-            cells = [_percent(column) for column in columns]
-            cells += [""] * (9 - len(cells))
-            lines.append("| " + " | ".join([task, plan.replace("x", "⊗"), *cells]) + " |")
+                columns.append(np.mean(others, axis=0))
+            cells = [
+                task,
+                plan.replace("x", "⊗"),
+                *map(_percent, [[r[-1] for r in read_SL], *columns]),
+            ]
+            lines.append("| " + " | ".join(cells + [""] * (len(heads) - len(cells))) + " |")
     return "\n".join(lines)
 
 
-def _percent(values: np.ndarray) -> str:
-    mean, low, high = (100 * float(f(values)) for f in (np.mean, np.min, np.max))
-    return f"{mean:.0f} ({low:.0f}-{high:.0f})"
+def _percent(values: Any) -> str:
+    return ", ".join(f"{100 * value:.0f}" for value in values)
 
 
 def picture(results: dict[str, Any], to: pathlib.Path) -> None:
-    """For each task: exact match by depth, and what probes find in both models and in the fresh
-    one; means over seeds."""
-    most = max(len(results[task]["1x3"][0]["held"]["names"]) for task in TASKS)
+    """For each task: exact match by depth, and what probes find in both models and in the looped
+    one with fresh parameters; means over seeds."""
     figure, axes = plt.subplots(
-        *(len(TASKS), 4),
-        figsize=(12, 1.6 + 1.2 * most),
-        layout="constrained",
-        width_ratios=(1.5, 1, 1, 1),
+        *(len(TASKS), 4), figsize=(12, 6.4), layout="constrained", width_ratios=(1.5, 1, 1, 1)
     )
     for row, (task, words) in zip(axes, TASKS.items(), strict=True):
-        for plan, color in zip(PLANS, ("tab:blue", "tab:orange"), strict=True):
+        looped, plain = PLANS[task]
+        for plan, color in ((looped, "tab:blue"), (plain, "tab:orange")):
             read_SL = 100 * np.asarray([one["held"]["read_L"] for one in results[task][plan]])
-            depth = np.arange(1, read_SL.shape[1] + 1)
-            label = plan.replace("x", "⊗") + (", loops" if plan == "1x3" else ", layers")
+            unit, each = ("loops", int(plan[0])) if plan == looped else ("layers", 1)
+            depth = each * np.arange(1, read_SL.shape[1] + 1)  # In layers gone through.
+            label = f"{plan.replace('x', '⊗')}, after its {unit}"
             row[0].plot(depth, read_SL.mean(0), c=color, marker="o", label=label)
             row[0].fill_between(depth, read_SL.min(0), read_SL.max(0), color=color, alpha=0.2, lw=0)
         row[0].set(title=words, ylabel="exact match had it stopped there, %", ylim=(0, 103))
-        row[0].set_xticks(depth)
-        row[0].set_xlabel("loop or layer")
+        row[0].xaxis.get_major_locator().set_params(integer=True)
+        row[0].set_xlabel("layers gone through")
         row[0].grid(alpha=0.3)
         row[0].legend(frameon=False, fontsize=8)
-        panels = [("1⊗3", "1x3", "probed_QL"), ("3⊗1", "3x1", "probed_QL")]
-        panels.append(("fresh parameters, 1⊗3", "1x3", "fresh_QL"))
-        for axis, (title, plan, field) in zip(row[1:], panels, strict=True):
+        panels = [(looped, "probed_QL"), (plain, "probed_QL"), (looped, "fresh_QL")]
+        for axis, (plan, field) in zip(row[1:], panels, strict=True):
             of_seeds = [one["held"] for one in results[task][plan]]
             values_QL = 100 * np.mean([one[field] for one in of_seeds], axis=0)
             image = axis.imshow(values_QL, vmin=0, vmax=100, cmap="Greens", aspect="auto")
             for (q, n), value in np.ndenumerate(values_QL):
                 color = "white" if value > 60 else "black"
                 axis.text(n, q, f"{value:.0f}", ha="center", va="center", fontsize=8, c=color)
-            axis.set_title(title, fontsize=10)
-            axis.set_xticks(range(values_QL.shape[1]), depth)
-            axis.set_xlabel("layer" if plan == "3x1" else "loop")
+            fresh = ", fresh parameters" if field == "fresh_QL" else ""
+            axis.set_title(plan.replace("x", "⊗") + fresh, fontsize=10)
+            axis.set_xticks(range(values_QL.shape[1]), range(1, values_QL.shape[1] + 1))
+            axis.set_xlabel("layer" if plan == plain else "loop")
             named = of_seeds[0]["names"] if axis is row[1] else [""] * len(values_QL)
             axis.set_yticks(range(len(values_QL)), named, fontsize=8)
         figure.colorbar(image, ax=row[-1], label="accuracy of the probe, %")
@@ -185,8 +184,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=pathlib.Path)
     out = parser.parse_args().out.resolve()
-    results: dict[str, Any] = {task: {plan: [] for plan in PLANS} for task in TASKS}
-    arms = [(task, plan, seed) for seed in SEEDS for task in TASKS for plan in PLANS]
+    results: dict[str, Any] = {task: {plan: [] for plan in PLANS[task]} for task in TASKS}
+    arms = [(task, plan, seed) for task in TASKS for seed in SEEDS[task] for plan in PLANS[task]]
     for task, plan, seed in tqdm(arms, unit="model"):
         model = trained(task, plan, seed, out)
         results[task][plan].append(measured(model, task))

@@ -90,7 +90,7 @@ def from_first(array: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(array)) if several() else array
 
 
-def stop_at(step: int) -> bool:
-    """Whether all processes stop at this step because one of them was told to (SIGTERM, or a TPU's
-    maintenance notice): they agree on a step. To be asked at every step by each of several."""
-    return bool(multihost_utils.reached_preemption_sync_point(step))
+def stop_at(number: int) -> bool:
+    """Whether all processes stop at this number because one of them was told to (SIGTERM, or a
+    TPU's maintenance notice): they agree on one. To be asked with 1, 2, 3, … by each of several."""
+    return bool(multihost_utils.reached_preemption_sync_point(number))

@@ -10,11 +10,13 @@ from looped_jax.parallel import distributed
 class StopSignal:
     """Remembers a SIGTERM; a context manager, in which it does.
 
-    Several processes must stop at the same step: there JAX receives the signal, and they agree.
+    Several processes must stop at the same place: there JAX receives the signal, and they agree on
+    the number of the question at which they all hear of it. So all ask equally often.
     """
 
     def __init__(self) -> None:
         self._received = False
+        self._asked = 0
         self._several = distributed.several()
         self._previous: Any = None
 
@@ -30,12 +32,10 @@ class StopSignal:
     def _handle(self, _: int, __: FrameType | None) -> None:
         self._received = True
 
-    def at(self, step: int) -> bool:
-        """Whether to stop before this step; to be asked at every step."""
-        if self._several and not self._received:
-            self._received = distributed.stop_at(step)
-        return self._received
-
     def poll(self) -> bool:
-        """Whether there is a stop to make, for what may be broken off between two steps."""
+        """Whether there is a stop to make; to be asked by all processes before every step, and
+        where something long, an evaluation, can be broken off."""
+        if self._several and not self._received:
+            self._asked += 1
+            self._received = distributed.stop_at(self._asked)
         return self._received

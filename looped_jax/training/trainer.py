@@ -175,8 +175,9 @@ class _Run:
         config = self.job.config
         return (
             Event(config.train.log_every, self._log),
-            Event(config.eval.every, self._evaluate, is_made_up_for=True),
+            # Saved first: what stops an evaluation, which can be made up for, loses no step.
             Event(config.checkpoint.every, self._save),
+            Event(config.eval.every, self._evaluate, is_made_up_for=True),
         )
 
     def go(self) -> None:
@@ -211,7 +212,7 @@ class _Run:
         train_step, size = jitted_train_step(self.job), self.job.config.train.batch_size
         events, first = list(self.events), self.step + 1
         while self.step < self.stage.end:
-            if self.stop.at(self.step):
+            if self.stop.poll():
                 self._leave()
             self.profile.before(self.step)
             batch = put_batch(self._next_rows(), self.job.mesh, size)
@@ -278,7 +279,7 @@ class _Run:
     def _leave(self) -> None:
         if self.step and self.checkpointer.latest() != self.step:
             self._save()
-            self.checkpointer.wait()
+        self.checkpointer.wait()
         raise Preempted(
             f"stopped by SIGTERM at step {self.step}, saved in {self.workdir}; the same command "
             "goes on from there"

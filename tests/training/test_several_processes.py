@@ -170,6 +170,24 @@ def test_a_signal_to_one_stops_all_at_one_step_and_another_number_goes_on(
     assert finish(alone)[0][0] == 0
 
 
+def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
+    experiment: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "run"
+    steps = ("--config.train.steps=100000", "--config.checkpoint.every=25")
+    long = (*steps, "--config.eval.every=25", "--config.eval.examples=100000")
+    processes = start(experiment, workdir, 2, *long)
+    wait_for(workdir, 25, processes)
+    time.sleep(1.0)
+    processes[1].send_signal(signal.SIGTERM)
+    told = time.monotonic()
+    done = finish(processes)
+    assert time.monotonic() - told < 30  # The evaluation takes minutes.
+    assert [code for code, _, _ in done] == [0, 0], done
+    assert "stopped by SIGTERM at step 25, saved" in done[0][2]
+    assert not any(name.startswith("eval/") for _, name in losses(workdir))
+
+
 def test_a_lost_process_ends_the_others_and_says_so(
     experiment: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
