@@ -122,7 +122,11 @@ def table(results: dict[str, Any]) -> str:
     for task, of_plans in results.items():
         for plan, of_seeds in of_plans.items():
             read_SL = [one["held"]["read_L"] for one in of_seeds]
-            left_out = [list(one["left_out"].values()) for one in of_seeds]
+            whole = "skip" if of_seeds[0]["patched"] else "layer"
+            left_out = [
+                [value for text, value in one["left_out"].items() if text.startswith(whole)]
+                for one in of_seeds
+            ]
             columns = [np.mean(read_SL, axis=0), np.mean(left_out, axis=0)]
             if of_seeds[0]["patched"]:
                 others = [[of["other"] for of in one["patched"]] for one in of_seeds]

@@ -16,19 +16,22 @@ def usual_changes(model: Opened) -> list[str]:
     with the next one; each layer of each loop left out, of a plan without loops each layer; as
     inside/interventions.py writes them. UserError for models whose loops cannot be changed."""
     plan = model.plan
-    segment = plan.segments[plan.looped[0] if plan.looped else 0]
-    loops = (model.loops or segment.loops) if plan.looped else 1
+    changed = [plan.segments[index] for index in plan.looped] or list(plan.segments)
+    # Of several segments what all of them have.
+    loops = model.loops or min(segment.loops for segment in changed)
+    layers = min(segment.layers for segment in changed)
     order = list(range(1, loops + 1))
     found: list[str] = []
     if plan.looped:
         found += [f"skip:{n}" for n in order]
+    if plan.looped and all(change.kind != "order" for change in model.changes):
         found += [_order([*order[:n], n, *order[n:]]) for n in order]
         if PER_LOOP in model.params:
             swapped = [[*order[: n - 1], n + 1, n, *order[n + 1 :]] for n in order[:-1]]
             found += [_order(one) for one in swapped]
-    one_layer = plan.looped and segment.layers == 1  # Which is its loop.
-    if not one_layer and loops * segment.layers <= MOST_LAYERS:
-        found += [f"layer:{n}.{i + 1}" for n in order for i in range(segment.layers)]
+    one_layer = plan.looped and layers == 1  # Which is its loop.
+    if not one_layer and loops * layers <= MOST_LAYERS:
+        found += [f"layer:{n}.{i + 1}" for n in order for i in range(layers)]
     if not found:
         raise UserError(f"plan {plan} has nothing inside that could be left out")
     return found

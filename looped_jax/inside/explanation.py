@@ -16,6 +16,7 @@ from looped_jax.data.files import write_whole
 from looped_jax.errors import UserError
 from looped_jax.inside import figures
 from looped_jax.inside.decoded import Decoded
+from looped_jax.inside.interventions import loops_of
 from looped_jax.inside.lens import Lens, exit_depths
 from looped_jax.inside.opened import Opened
 from looped_jax.inside.passes import watched_segment
@@ -108,7 +109,7 @@ def explain(
     own = plan.segments[number]
     is_loop = own.trained_loops > 1
     unit, trained = ("loop", own.trained_loops) if is_loop else ("layer", own.layers)
-    depth = (model.loops or own.loops) if is_loop else trained
+    depth = (loops_of(model.changes, model.loops) or own.loops) if is_loop else trained
     tokens = names(model.vocabulary, asked.tokens)
     found = seen(model, asked, number)
     left = depths(model, asked)

@@ -14,8 +14,11 @@ from looped_jax.errors import UserError
 from looped_jax.inside.decoded import Decoded, decoded
 from looped_jax.inside.effects import effects, usual_changes
 from looped_jax.inside.explanation import explain, of_task
+from looped_jax.inside.interventions import check, parse
 from looped_jax.inside.opened import Opened, load
 from looped_jax.inside.questions import questions
+from looped_jax.models.loop_plan import LoopPlan
+from looped_jax.models.transformer import LoopedTransformer
 from looped_jax.training.job import make_job
 from looped_jax.training.trainer import train
 
@@ -99,6 +102,17 @@ def test_effects_are_those_of_each_changed_model(looped: Opened) -> None:
     assert found["skip:2"] == looped.intervened("skip:2").evaluate() != found[""]
     with pytest.raises(UserError, match="skip:9"):
         effects(looped, ["skip:1", "skip:9"])
+
+
+def test_the_usual_changes_are_such_as_the_model_can_have(looped: Opened) -> None:
+    ordered = looped.intervened("order:1,3")
+    assert usual_changes(ordered) == ["skip:1", "skip:2", "skip:3"]
+    config = dataclasses.replace(looped.model.config, plan=LoopPlan.parse("2x2,1x3"), loop=())
+    job = dataclasses.replace(looped.run.job, model=LoopedTransformer(config))
+    two = dataclasses.replace(looped, run=dataclasses.replace(looped.run, job=job), params={})
+    assert usual_changes(two) == ["skip:1", "skip:2", "order:1,1,2", "order:1,2,2"]
+    for text in usual_changes(two):
+        check(config, parse(text), None)
 
 
 def test_the_page_shows_both(looped: Opened, held: Decoded) -> None:
