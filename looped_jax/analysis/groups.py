@@ -127,24 +127,30 @@ class TaskGroup:
         groups = [f"group/{g}" for g in GROUPS if names.issuperset(_headlines(g))]
         return [name for name in found if Metric(name).where == ("text",)] + groups
 
+    def compared(self, metric: str) -> list[Model]:
+        """The models that were evaluated at the latest step: of others no value goes beside
+        theirs."""
+        steps = {id(m): m.step(metric) for m in self.models if m.mean(metric) is not None}
+        newest = max((step for step in steps.values() if step is not None), default=None)
+        return [m for m in self.models if newest is not None and steps.get(id(m)) == newest]
+
     def best(self, metric: str) -> Model | None:
-        """The model with the best mean, of those that were evaluated at the latest step."""
-        steps = [m.step(metric) for m in self.models]
-        newest = max((step for step in steps if step is not None), default=None)
-        reached = [
-            (Metric(metric).gain(mean, 0.0), m)
-            for m, step in zip(self.models, steps, strict=True)
-            if step == newest and (mean := m.mean(metric)) is not None
-        ]
-        return max(reached, key=lambda found: found[0])[1] if reached else None
+        """The model with the best mean, of those that are compared."""
+
+        def gain(model: Model) -> float:
+            mean = model.mean(metric)
+            assert mean is not None
+            return Metric(metric).gain(mean, 0.0)
+
+        return max(self.compared(metric), key=gain, default=None)
 
     def near_best(self, metric: str) -> list[Model]:
-        """The other models, evaluated at the same step, that the best is not better than by more
+        """The other models, of those that are compared, that the best is not better than by more
         than noise."""
         best = self.best(metric)
         if best is None or (of_best := best.measured(metric)) is None:
             return []
-        others = [m for m in self.models if m is not best and m.step(metric) == best.step(metric)]
+        others = [model for model in self.compared(metric) if model is not best]
         return [
             model
             for model in others

@@ -48,7 +48,13 @@ def _compared(group: TaskGroup, looped: Sequence[Model], metric: str) -> str:
     word = "" if Metric(metric).percent else Metric(metric).word
     several = len({of.setting for of in group.models}) > 1
     of_what = "".join(f", {said}" for said in (word, model.setting if several else "") if said)
-    return f"{of_what}: {sentence}{means}"
+    return f"{of_what}{_unfinished(model, metric)}: {sentence}{means}"
+
+
+def _unfinished(model: Model, metric: str) -> str:
+    """`, after 6 of 12 steps`; nothing of a model that is done."""
+    step, steps = model.step(metric), model.first.config.train.steps
+    return "" if step is None or step >= steps else f", after {step:,} of {steps:,} steps"
 
 
 def _seeds(counts: set[int]) -> str:
@@ -76,16 +82,31 @@ def _best(group: TaskGroup, best: Model, metric: str) -> str:
     reaches = f"{found.with_unit(found.average(values))}"
     reaches += "" if found.percent else f" ({found.word})"
     reaches += f" (mean of {len(values)} seeds)" if len(values) > 1 else ""
-    after = f"after {best.step(metric):,} steps"
-    if len(group.models) == 1:
-        return f": {best.label} reaches {reaches} {after}."
+    after = _unfinished(best, metric).lstrip(", ") or f"after {best.step(metric):,} steps"
+    compared = group.compared(metric)
+    others = [_not_compared(m, metric) for m in group.models if m not in compared]
+    apart = f"; not compared: {_some(others)}" if others else ""
+    if len(compared) == 1:
+        return f": {best.label} reaches {reaches} {after}{apart}."
     near = group.near_best(metric)
     within = f"; within the noise of it: {some_models(near)}" if near else ""
-    best_of = f"{best.label} is the best of {len(group.models)} models"
-    return f": {best_of} with {reaches} {after}{within}."
+    best_of = f"{best.label} is the best of {len(compared)} models"
+    return f": {best_of} with {reaches} {after}{within}{apart}."
+
+
+def _not_compared(model: Model, metric: str) -> str:
+    """A model that was evaluated at another step than the others, with what it reached there."""
+    mean, step = model.mean(metric), model.step(metric)
+    if mean is None or step is None:
+        return f"{model.label} (not evaluated)"
+    return f"{model.label} ({Metric(metric).with_unit(mean)} after {step:,} steps)"
 
 
 def some_models(models: Sequence[Model]) -> str:
     """Their labels, the first ones where there are many."""
-    more = f"; and {len(models) - NAMED} more" if len(models) > NAMED else ""
-    return "; ".join(model.label for model in models[:NAMED]) + more
+    return _some([model.label for model in models])
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f"; and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return "; ".join(names[:NAMED]) + more

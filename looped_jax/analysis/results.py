@@ -21,7 +21,7 @@ def main_table(group: TaskGroup) -> Table:
     columns = [("model", [model.label for model in group.models])]
     marked = set()
     for metric in group.metrics:
-        if (best := group.best(metric)) and len(group.models) > 1:
+        if (best := group.best(metric)) and len(group.compared(metric)) > 1:
             marked.add((group.models.index(best), len(columns)))
         columns.append((Metric(metric).heading, [_value(m, metric) for m in group.models]))
         paper = [_published(m, metric) for m in group.models]
@@ -55,14 +55,17 @@ def main_table(group: TaskGroup) -> Table:
 def _marks(group: TaskGroup) -> list[str]:
     """What the marks say, and which models they might as well stand at."""
     near = {metric: group.near_best(metric) for metric in group.metrics}
+    everyone = all(len(group.compared(metric)) == len(group.models) for metric in group.metrics)
+    who = "the best model" if everyone else "the best of the models evaluated at the latest step"
     if not any(near.values()):
-        return ["Marked: the best model, better than every other by more than noise."]
+        others = "every other" if everyone else "the others of these"
+        return [f"Marked: {who}, better than {others} by more than noise."]
     of_metrics = [
         (f"{Metric(metric).in_words}: " if len(near) > 1 else "") + some_models(models)
         for metric, models in near.items()
         if models
     ]
-    return [f"Marked: the best model; within the noise of it: {' | '.join(of_metrics)}."]
+    return [f"Marked: {who}; within the noise of it: {' | '.join(of_metrics)}."]
 
 
 def _numbers(group: TaskGroup) -> Numbers:

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from looped_jax.errors import UserError
+from looped_jax.inference.generator import bucket
 from looped_jax.inside import probes
 from looped_jax.inside.opened import Opened
 from looped_jax.inside.questions import Questions, questions
 from looped_jax.theory.learned import construction_of
 from looped_jax.training.state import init_state
 
-ROWS = 256  # That go through the model at once.
+ROWS = 256  # That go through the model at once, or fewer:
+MOST_LOGITS = 1 << 26  # Rows times tokens times vocabulary; the lens holds a few arrays of that.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Decoded:
     probed_QL, fresh_QL, built_QL: of probes on its states, on those of the same model with fresh
       parameters, and on the construction's [Q, its own loops]; None where the task has none.
     frequent_Q: of always saying the most frequent class.
+    examples, distinct: of each split, and how many of them are different ones, where probes are
+      fitted and where they are tried.
     """
 
     names: tuple[str, ...]
@@ -38,6 +42,7 @@ class Decoded:
     built_QL: np.ndarray | None
     frequent_Q: np.ndarray
     examples: int
+    distinct: tuple[int, int]
 
     def as_json(self) -> dict[str, Any]:
         """Lists of what it has."""
@@ -66,6 +71,7 @@ def decoded(model: Opened, task: str = "", examples: int = 2048) -> Decoded:
         built_QL=None if built is None or try_built is None else probed(built, try_built),
         frequent_Q=np.asarray([probes.most_frequent(*pair) for pair in both]),
         examples=examples,
+        distinct=(fit.distinct, tried.distinct),
     )
 
 
@@ -79,8 +85,10 @@ def answered(model: Opened, asked: Questions) -> tuple[np.ndarray, np.ndarray]:
     """read_L, exact match had it stopped after each loop, and states_LND where the (first token of
     the) answer is asked for."""
     right, states = [], []
-    for first in range(0, len(asked.tokens), ROWS):
-        here = slice(first, first + ROWS)
+    longest = bucket(max(map(len, asked.tokens)))
+    rows = max(1, min(ROWS, MOST_LOGITS // (longest * model.model.config.vocab_size)))
+    for first in range(0, len(asked.tokens), rows):
+        here = slice(first, first + rows)
         tokens, place_B = asked.tokens[here], asked.place_N[here]
         found = model.lens(tokens, asked.targets[here])
         answer_BT = asked.answer_NT[here, : found.target_rank_LBT.shape[-1]]

@@ -34,6 +34,11 @@ class Questions:
     inputs_NS: np.ndarray
     quantities: Sequence[Quantity]
 
+    @property
+    def distinct(self) -> int:
+        """How many examples are different ones: small tasks have few."""
+        return len(np.unique(self.inputs_NS, axis=0))
+
 
 def questions(model: Opened, task: str, split: str, count: int) -> Questions:
     """The first examples of a split. UserError for a run that has no such task, or for a task of

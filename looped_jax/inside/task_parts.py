@@ -12,9 +12,10 @@ from looped_jax.inside.decoded import Decoded
 
 HELD = (
     "Linear probes (multinomial logistic regression) on the state where the answer is asked for, "
-    "fitted to {n:,} examples of the validation split, tried on as many of the test split; in "
-    "percent. Fresh: the same model with fresh parameters. Construction: the paper's, with its own "
-    "loops. Most frequent: always saying the class that was seen most often."
+    "fitted to {n:,} examples of the validation split ({fit:,} different ones), tried on as many "
+    "of the test split ({tried:,} different ones), in percent. Fresh: the same model with fresh "
+    "parameters. Construction: the paper's, with its own loops. Most frequent: always saying the "
+    "class that was seen most often."
 )
 
 
@@ -36,7 +37,7 @@ def held_parts(held: Decoded, unit: str) -> tuple[Table | Figure, ...]:
         cells = [*percent(held.probed_QL[q]), *percent(held.fresh_QL[q])]
         cells += [] if built is None else percent(built[q])
         rows.append([name, *cells, *percent(held.frequent_Q[[q]])])
-    note = HELD.format(n=held.examples)
+    note = HELD.format(n=held.examples, fit=held.distinct[0], tried=held.distinct[1])
     read = [["exact match", *percent(held.read_L)]]
     at_end = f"Exact match had the model stopped after each {unit}"
     return (

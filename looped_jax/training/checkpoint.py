@@ -72,13 +72,27 @@ class Checkpointer:
             else (f"the last good checkpoint is {self.directory / str(step)}")
         )
 
+    def seconds(self) -> float:
+        """For how long the run had been trained when its newest checkpoint was saved; 0 if there is
+        none, or it is of a version that did not keep it."""
+        step = self.latest()
+        if step is None:
+            return 0.0
+        return float(read_meta(self.directory / str(step)).get("seconds", 0.0))
+
     def save(
-        self, step: int, state: TrainState, batches: TrainBatches, config: dict[str, Any]
+        self,
+        step: int,
+        state: TrainState,
+        batches: TrainBatches,
+        config: dict[str, Any],
+        seconds: float = 0.0,
     ) -> None:
         """Starts saving; the state is copied out before this returns. RunError if it, or the
-        save before it, fails."""
+        save before it, fails. ``seconds``: see the method of this name."""
         meta = {
             "step": step,
+            "seconds": round(seconds, 3),
             "data": batches.state(),
             "config": config,
             "format": MODEL_FORMAT,

@@ -39,17 +39,21 @@ class Stopwatch:
         self._in_steps += now - self._since
         self._since, self._step = now, step
 
+    @property
+    def seconds(self) -> float:
+        """Since the start, whatever was done, and those of earlier starts."""
+        return self._before + time.perf_counter() - self._begin
+
     def scalars(self) -> dict[str, float]:
         """Scalars about the steps since they were last asked for; goodput is of the whole process,
         seconds of all starts.
 
-        perf/seconds (since the start, whatever was done, and those of earlier starts),
-        perf/tokens_per_second, perf/step_seconds_p50 and _p95, perf/mfu (model FLOPs over peak),
-        perf/goodput (share of the time since the start that was spent in steps) and, where the
+        perf/seconds (see ``seconds``), perf/tokens_per_second, perf/step_seconds_p50 and _p95,
+        perf/mfu (model FLOPs over peak), perf/goodput (share of the time since the start that was spent in steps) and, where the
         device tells, perf/device_memory_gb (its highest use so far).
         """
         since_begin = time.perf_counter() - self._begin
-        scalars = {"perf/seconds": self._before + since_begin}
+        scalars = {"perf/seconds": self.seconds}
         if self._seconds:
             total = sum(self._seconds)
             ordered = sorted(self._seconds)

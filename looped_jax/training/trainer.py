@@ -100,7 +100,6 @@ def _begin(
         screen.say(said)
     length = job.model.config.max_length
     device = job.mesh.local_devices[0]
-    seconds = [line["perf/seconds"] for line in metrics.kept if "perf/seconds" in line]
     watched = (size * length, peak_flops(device) * job.mesh.size, device)
     return _Run(
         job=job,
@@ -116,7 +115,7 @@ def _begin(
         metrics=metrics,
         trackers=Trackers(Start(workdir, config, step, writes), metrics.kept),
         run_file=RunFile(workdir, start, step) if writes else None,
-        watch=Stopwatch(*watched, before=seconds[-1] if seconds else 0.0),
+        watch=Stopwatch(*watched, before=checkpointer.seconds()),
         profile=ProfileOnSignal(workdir),
         stop=stop,
     )
@@ -273,7 +272,8 @@ class _Run:
         self.metrics.sync()
         self.trackers.flush()
         config = self.job.config.to_dict()
-        self.checkpointer.save(self.step, self.state, self.batches, config)
+        given = (self.step, self.state, self.batches, config)
+        self.checkpointer.save(*given, seconds=self.watch.seconds)
         return True
 
     def _leave(self) -> None:

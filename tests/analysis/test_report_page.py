@@ -134,6 +134,48 @@ def test_the_headline_is_no_surer_than_its_seeds_agree(tmp_path: pathlib.Path) -
     assert headline.lines[0].endswith("(Means of 2 seeds.)")
 
 
+def at_steps(value: float, step: int) -> list[dict[str, float]]:
+    return [{"step": step, ACCURACY: value}]
+
+
+def test_models_of_other_steps_are_not_beaten_and_not_counted(tmp_path: pathlib.Path) -> None:
+    write_run(tmp_path / "a", at_steps(0.95, 12), model__plan="4x1", train__steps=24)
+    write_run(tmp_path / "b", at_steps(0.4, 24), model__plan="2x1", train__steps=24)
+    write_run(tmp_path / "c", [{"step": 1, "train/loss": 2.0}], model__plan="1x1", train__steps=24)
+    document = page(tmp_path)
+    headline = document.lead[0]
+    assert isinstance(headline, Text)
+    assert headline.lines == (
+        "group_z7_n4: 2x1 reaches 40.0% after 24 steps; not compared: 4x1 (95.0% after 12 steps); "
+        "1x1 (not evaluated).",
+    )
+    table = parts(document)["results_group_z7_n4Table"]
+    assert isinstance(table, Table) and not table.marked and "Marked" not in table.note
+
+
+def test_the_best_of_those_at_the_latest_step_is_called_that(tmp_path: pathlib.Path) -> None:
+    for name, value, step in (("1x1", 0.95, 12), ("2x1", 0.2, 24), ("4x1", 0.6, 24)):
+        changes = dict(model__plan=name, train__steps=24, eval__examples=4096)
+        write_run(tmp_path / name, at_steps(value, step), **changes)
+    document = page(tmp_path)
+    headline = document.lead[0]
+    assert isinstance(headline, Text)
+    assert "4x1 is the best of 2 models with 60.0%" in headline.lines[0]
+    assert "not compared: 1x1 (95.0% after 12 steps)" in headline.lines[0]
+    table = parts(document)["results_group_z7_n4Table"]
+    assert isinstance(table, Table)
+    assert "the best of the models evaluated at the latest step" in table.note
+
+
+def test_a_comparison_of_unfinished_runs_says_so(tmp_path: pathlib.Path) -> None:
+    for plan, value in (("1x1", 0.2), ("1x3", 0.9), ("3x1", 0.9)):
+        changes = dict(model__plan=plan, train__steps=12, eval__examples=4096)
+        write_run(tmp_path / plan, at_steps(value, 6), **changes)
+    headline = page(tmp_path).lead[0]
+    assert isinstance(headline, Text)
+    assert headline.lines[0].startswith("group_z7_n4, after 6 of 12 steps: 1x3 reaches 90.0%")
+
+
 def test_results_stand_beside_the_name_and_the_best_is_marked(tmp_path: pathlib.Path) -> None:
     family(tmp_path, seeds=2)
     document = page(tmp_path)

@@ -11,7 +11,7 @@ from etils import epath
 from helpers import small_config, write_pile
 
 from looped_jax.errors import UserError
-from looped_jax.inside.decoded import Decoded, decoded
+from looped_jax.inside.decoded import Decoded, answered, decoded
 from looped_jax.inside.effects import effects, usual_changes
 from looped_jax.inside.explanation import explain, of_task
 from looped_jax.inside.interventions import check, parse
@@ -56,6 +56,23 @@ def test_the_construction_holds_the_last_two_then_the_answer(held: Decoded) -> N
     others = [of_name[name] for name in ("first 2", "first 3", "last 3")]
     # Seven classes and 300 examples of each split.
     assert np.max(np.concatenate([*others, of_name["answer"][:1], of_name["last 2"][1:]])) < 0.35
+
+
+def test_examples_that_come_again_are_told(looped: Opened, held: Decoded) -> None:
+    for split, count in zip(("validation", "test"), held.distinct, strict=True):
+        rows = questions(looped, TASK, split, 300).tokens
+        assert count == len({tuple(row) for row in rows}) < 300
+
+
+def test_rows_of_a_large_vocabulary_go_through_in_small_parts(
+    looped: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = questions(looped, TASK, "test", 20)
+    whole = answered(looped, asked)
+    monkeypatch.setattr("looped_jax.inside.decoded.MOST_LOGITS", 1)
+    by_one = answered(looped, asked)
+    np.testing.assert_allclose(by_one[0], whole[0])
+    np.testing.assert_allclose(by_one[1], whole[1], rtol=1e-4, atol=1e-5)
 
 
 def test_probes_of_a_model_that_learnt_nothing_are_as_those_of_a_fresh_one(held: Decoded) -> None:

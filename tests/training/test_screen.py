@@ -11,9 +11,11 @@ from helpers import small_config
 
 from looped_jax.errors import UserError
 from looped_jax.training import screen, trainer
+from looped_jax.training.checkpoint import read_meta
 from looped_jax.training.job import make_job
 from looped_jax.training.metrics_file import read_metrics
 from looped_jax.training.optimizer import make_optimizer
+from looped_jax.training.stopwatch import Stopwatch
 from looped_jax.training.workdir import claim_workdir
 
 TOKENS = 16 * 5  # Of a step: rows of a batch, and the product and its factors.
@@ -120,6 +122,26 @@ def test_tokens_and_seconds_go_on_where_the_run_stopped(tmp_path: pathlib.Path) 
     assert seconds == sorted(seconds) and seconds[0] > 0
     # Those of the steps that were not done again are still there.
     assert seconds[:4] == [line["perf/seconds"] for line in whole[:4]]
+
+
+def test_seconds_since_the_last_line_before_a_stop_are_kept_by_its_checkpoint(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rare = small_config(train__steps=4, train__log_every=100, checkpoint__every=2)
+    workdir = epath.Path(tmp_path / "run")
+    trainer.train(make_job(rare), workdir)
+    (tmp_path / "run" / "checkpoints" / "4").rename(tmp_path / "lost")
+    befores: list[float] = []
+
+    class Watched(Stopwatch):
+        def __init__(self, *of_step: Any, before: float):
+            befores.append(before)
+            super().__init__(*of_step, before=before)
+
+    monkeypatch.setattr(trainer, "Stopwatch", Watched)
+    trainer.train(make_job(rare), workdir)
+    assert befores == [read_meta(workdir / "checkpoints" / "2")["seconds"]]
+    assert befores[0] > 0
 
 
 def test_tokens_count_those_of_the_run_that_it_goes_on_from(tmp_path: pathlib.Path) -> None:

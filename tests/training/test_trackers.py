@@ -52,6 +52,16 @@ def send_with_a_kill(folder: pathlib.Path, name: str) -> None:
     send(folder, name, 4, range(5, 13), finished=True)
 
 
+def test_tensorboard_gets_what_it_lost_with_a_process_or_was_left_out_of(
+    tmp_path: pathlib.Path,
+) -> None:
+    send(tmp_path, "tensorboard", 0, range(1, 3), finished=False)
+    # Of steps 3 to 6, an evaluation at a step that was saved among them, it heard nothing.
+    send(tmp_path, "tensorboard", 6, range(7, 9), finished=True)
+    expected = [(k, int(x["step"]), v) for x in lines(range(1, 9)) for k, v in x.items()]
+    assert sent("tensorboard", tmp_path) == [x for x in expected if x[0] != "step"]
+
+
 def test_every_tracker_that_a_config_can_name_is_there() -> None:
     assert tuple(OPENERS) == TRACKERS
 

@@ -18,13 +18,12 @@ class TensorBoard:
     for it for ever once a full disk has ended that."""
 
     def __init__(self, start: Start):
-        is_new = not any(start.workdir.glob("events.out.tfevents.*"))
-        self.complete_until = 0 if is_new else start.step
+        # An earlier process may have been killed, or given this up, before it wrote all. So each
+        # start's file holds the whole run, and TensorBoard forgets what the earlier ones say.
+        self.complete_until = 0
         self._file = EventsWriter(str(start.workdir / "events"))
         self._flushed = time.monotonic()
-        # TensorBoard forgets what an earlier process wrote from this step on.
-        again = self.complete_until + 1
-        self._event(Event(step=again, session_log=SessionLog(status=SessionLog.START)))
+        self._event(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
 
     def _event(self, event: Event) -> None:
         event.wall_time = time.time()
