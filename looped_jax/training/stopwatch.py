@@ -49,8 +49,8 @@ class Stopwatch:
         seconds of all starts.
 
         perf/seconds (see ``seconds``), perf/tokens_per_second, perf/step_seconds_p50 and _p95,
-        perf/mfu (model FLOPs over peak), perf/goodput (share of the time since the start that was spent in steps) and, where the
-        device tells, perf/device_memory_gb (its highest use so far).
+        perf/mfu (model FLOPs over peak), perf/goodput (share of the time since the start that was
+        spent in steps) and, where the device tells, perf/device_memory_gb (its highest use so far).
         """
         since_begin = time.perf_counter() - self._begin
         scalars = {"perf/seconds": self.seconds}
