@@ -15,11 +15,12 @@ from looped_jax.training.trackers.base import Start, known_id, remember_id
 # Before it is imported: it reports its use to its makers unless told not to.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 with from_extra("mlflow", "config.train.log_to=mlflow"):
-    import alembic  # noqa: F401
-    import sqlalchemy  # noqa: F401
     from mlflow.entities import Metric, Param
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+with from_extra("mlflow", "config.train.log_to=mlflow"):  # What its database needs.
+    import alembic  # noqa: F401
+    import sqlalchemy  # noqa: F401
 
 NAME = "mlflow"
 # What one call may have, and how long a parameter may be.
