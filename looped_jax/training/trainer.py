@@ -272,8 +272,8 @@ class _Run:
         self.metrics.sync()
         self.trackers.flush()
         config = self.job.config.to_dict()
-        given = (self.step, self.state, self.batches, config)
-        self.checkpointer.save(*given, seconds=self.watch.seconds)
+        given = (self.step, self.state, self.batches, config, self.watch.seconds)
+        self.checkpointer.save(*given)
         return True
 
     def _leave(self) -> None:
