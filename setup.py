@@ -29,12 +29,17 @@ DATA = ["seqio", "tensorflow", "tensorflow-datasets"]
 DOCS = ["mkdocs", "mkdocstrings[python]"]
 # All that tests need but TensorFlow, for releases of Python and JAX that it does not follow yet.
 NOTEBOOKS = ["ipykernel", "nbclient"]
+GCS, S3 = ["gcsfs"], ["s3fs"]
 TEST = [
     *DOCS,
     *NOTEBOOKS,
+    *GCS,
+    *S3,
+    "gcp-storage-emulator",
     "gguf",
     "hypothesis",
     "jax[tpu]",
+    "moto[server]>=5",
     "mypy",
     "pytest",
     "pytest-xdist",
@@ -47,6 +52,8 @@ EXTRAS = {
     "data": DATA,
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
+    "gcs": GCS,
+    "s3": S3,
     "docs": DOCS,
     "notebooks": NOTEBOOKS,
     "tokenizers": ["tokenizers"],

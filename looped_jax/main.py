@@ -25,7 +25,7 @@ from looped_jax.training.evaluations import Evaluations
 from looped_jax.training.job import Job, make_job
 from looped_jax.training.trackers import check_installed
 from looped_jax.training.trainer import train
-from looped_jax.training.workdir import claim_workdir, locked, renew_config
+from looped_jax.training.workdir import check_can_hold, claim_workdir, locked, renew_config
 
 _FLAGS = cli.Flags()
 _CONFIG = _FLAGS.string(
@@ -51,6 +51,7 @@ def main(overrides: dict[str, str]) -> None:
     evaluations = {name: Evaluations(job) for name, job in jobs.items()}
     for job in jobs.values():
         check_installed(job.config)
+        check_can_hold(workdir, job.config)
     with locked(workdir):
         claim_workdir(config, workdir)
         for name, job in jobs.items():

@@ -20,7 +20,7 @@ SEQIO = ("data/seqio_downstream.py", "data/seqio_text.py", "data/tasks/seqio_tas
 PREPARATION = ("data/preparation.py", "data/workers.py")
 PACKAGES = (
     *("parallel", "cost", "models", "inference", "data", "evaluation", "training", "analysis"),
-    *("interop", "inside"),
+    *("interop", "inside", "storage"),
 )
 # What code reads, no code: library -> patterns.
 ASSETS = {

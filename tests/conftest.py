@@ -20,9 +20,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hypothesis
+import object_stores
 import pytest
 
 # Machines are of all speeds, and the first example of a test may compile.
@@ -121,3 +122,13 @@ def variants_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
     return folder / "run"
+
+
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[object_stores.Store]:
+    """A bucket of each kind, by a server of its own."""
+    with object_stores.served(request.param, tmp_path_factory.mktemp("cache")) as store:
+        yield store
+        store.network.fault = lambda method, path: None

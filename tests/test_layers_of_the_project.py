@@ -26,6 +26,7 @@ ROWS = [
     {"models"},
     {"parallel", "cost"},
     {"config"},
+    {"storage"},
     {"errors"},
 ]
 PACKAGE = ROOT / "looped_jax"

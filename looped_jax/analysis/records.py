@@ -16,6 +16,7 @@ from looped_jax.errors import UserError
 from looped_jax.evaluation.intervals import Interval
 from looped_jax.evaluation.metric_table import Metric
 from looped_jax.models.loop_plan import LoopPlan
+from looped_jax.storage.appended import Appended
 from looped_jax.training.checkpoint import saved_steps
 from looped_jax.training.identity import data_identity, measured_on, read_run_file
 from looped_jax.training.job import Job, planned_step_flops
@@ -191,7 +192,7 @@ def append_evaluation(
     path.parent.mkdir(parents=True, exist_ok=True)
     line: dict[str, Any] = {"step": step, "loops": loops, "split": split}
     line |= {"overrides": overrides, "checkpoint": checkpoint, "data": data, "metrics": metrics}
-    with path.open("a") as file:
+    with Appended(path) as file:
         file.write(json.dumps(line) + "\n")
 
 

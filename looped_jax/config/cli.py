@@ -18,6 +18,7 @@ from absl import logging as absl_logging
 
 from looped_jax.config import reference
 from looped_jax.errors import Preempted, RunError, UserError
+from looped_jax.storage.buckets import BucketError
 
 HELP = ("--help", "-h", "--helpfull", "-help", "-helpfull")
 
@@ -119,6 +120,8 @@ def run(
         _exit(f"error: {error}", 1)
     except Preempted as message:
         _exit(str(message), 0)
+    except BucketError as error:
+        _exit(f"error: {error.strerror}; the same command goes on from what was saved", 1)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,12 +6,19 @@ from typing import Any
 
 from etils import epath
 
+from looped_jax.storage import buckets
+from looped_jax.storage.buckets import in_bucket, put
+
 
 def write_whole(path: epath.Path, content: str | bytes) -> None:
     """Writes a file so that a kill at any moment leaves the old content or the new one.
 
-    It is made as NAME.tmp beside the file first; OSError if it cannot be written.
+    It is made as NAME.tmp beside the file first, but in a bucket, which replaces objects whole.
+    OSError if it cannot be written.
     """
+    if in_bucket(path):
+        put(path, content.encode() if isinstance(content, str) else content)
+        return
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -32,3 +39,10 @@ def sha256(path: epath.Path) -> str:
 def identity(path: epath.Path) -> dict[str, Any]:
     """Name, size and SHA-256 of a file, for records of what was read."""
     return {"file": path.name, "bytes": path.stat().length, "sha256": sha256(path)}
+
+
+def sizes_in(folder: epath.Path) -> dict[str, int]:
+    """Name -> bytes of the files of a folder."""
+    if in_bucket(folder):
+        return buckets.sizes_in(folder)
+    return {p.name: p.stat().length for p in folder.iterdir() if p.exists() and not p.is_dir()}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from looped_jax.data.files import sizes_in
 from looped_jax.errors import UserError
 
 FORMAT = 4
@@ -54,12 +55,12 @@ class Manifest:
         if split not in self.splits:
             there = ", ".join(self.splits)
             raise UserError(f"prepared data {self.folder} has no {split} split; it has {there}")
-        paths = []
+        paths, sizes = [], sizes_in(self.folder)
         for shard in self.splits[split]["shards"]:
             path = self.folder / shard["file"]
-            if not path.exists():
+            if path.name not in sizes:
                 raise UserError(f"shard {path} is missing; prepare the data again or copy it there")
-            if (size := path.stat().length) != shard["bytes"]:
+            if (size := sizes[path.name]) != shard["bytes"]:
                 raise UserError(
                     f"shard {path} has {size} bytes, its manifest says {shard['bytes']}: not whole"
                 )

@@ -19,6 +19,7 @@ from looped_jax.data.files import sha256
 from looped_jax.data.manifest import Manifest, is_prepared, read_manifest
 from looped_jax.data.packing import Encoded, RowReader, component_id, pack, token_dtype
 from looped_jax.data.rows import Rows
+from looped_jax.data.shards import shard_records
 from looped_jax.data.vocabulary import Vocabulary, load_vocabulary, vocabulary_fingerprint
 from looped_jax.errors import RunError, UserError
 
@@ -221,10 +222,7 @@ def pack_in_memory(
 
 
 def _prepared_rows(manifest: Manifest, split: str) -> TextRows:
-    import grain
-
-    shards = [str(path) for path in manifest.shards(split)]
     components = tuple(sorted(manifest.splits[split]["components"]))
     reader = RowReader(manifest.recipe["length"], components, manifest.bytes_of_id)
-    records = grain.sources.ArrayRecordDataSource(shards)
+    records = shard_records(manifest, split)
     return TextRows(str(manifest.folder), records, reader, manifest.fingerprint)

@@ -31,6 +31,7 @@ from looped_jax.evaluation.metrics import METRICS
 from looped_jax.inference.generator import Usage
 from looped_jax.inference.text import Continues, complete, prompt_ids
 from looped_jax.parallel import distributed
+from looped_jax.storage.appended import Appended
 
 # The groups of the paper's "All tasks" average: all but the reasoning primitives.
 ALL_TASKS = GROUPS[:3]
@@ -132,7 +133,7 @@ def run_task(
             unit="example",
             disable=not show_progress,
         )
-        with bar, out.open("a") if out is not None else contextlib.nullcontext() as file:
+        with bar, Appended(out) if out is not None else contextlib.nullcontext() as file:
             for start in range(0, len(todo), size):
                 if stop():
                     return None
@@ -150,8 +151,6 @@ def run_task(
                     if file is not None:
                         record = _record(example, asked.prompts[i], prediction, identity)
                         file.write(_lines([record]))
-                if file is not None:
-                    file.flush()
                 bar.update(len(batch))
         seconds = time.perf_counter() - started
         return _scored(asked, predictions, generator.usage, seconds, out, identity)

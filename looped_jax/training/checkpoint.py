@@ -24,10 +24,14 @@ from looped_jax.data.pipeline import TrainBatches
 from looped_jax.errors import RunError, UserError
 from looped_jax.models.format import MODEL_FORMAT
 from looped_jax.parallel import distributed
+from looped_jax.storage import cache
+from looped_jax.storage.buckets import BucketError, in_bucket
+from looped_jax.training import uploads
 from looped_jax.training.average import fresh_average
 from looped_jax.training.checksums import checksums
 from looped_jax.training.identity import code_version
 from looped_jax.training.state import StateLayout, TrainState, first_state
+from looped_jax.training.uploads import Uploads
 
 
 class Checkpointer:
@@ -38,11 +42,13 @@ class Checkpointer:
         self.directory = workdir / "checkpoints"
         # Orbax takes a folder with a number for a checkpoint, also what an interrupted copy left.
         distributed.first_does(lambda: _set_aside_incomplete(self.directory))
+        self._uploads = Uploads(self.directory, keep) if uploads.needed(self.directory) else None
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=True
+            max_to_keep=1 if self._uploads else keep, create=True, cleanup_tmp_directories=True
         )
+        where = self._uploads.local if self._uploads else self.directory
         self._manager = ocp.CheckpointManager(
-            self.directory.resolve(), options=options, item_names=("state", "meta")
+            where.resolve(), options=options, item_names=("state", "meta")
         )
         self._saving: int | None = None
 
@@ -58,9 +64,14 @@ class Checkpointer:
         except (RunError, OSError):
             if error is None:
                 raise
+        finally:
+            if self._uploads:
+                self._uploads.close()
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step."""
+        if self._uploads:
+            return max(saved_steps(self.directory.parent), default=None)
         return self._manager.latest_step()
 
     def describe_latest(self) -> str:
@@ -111,16 +122,23 @@ class Checkpointer:
                 ),
                 force=True,
             )
+            if self._uploads:
+                self._uploads.start(step, self._wait_for_orbax)
         except Exception as error:  # Orbax raises whatever its storage layer does.
             raise self._failure(error) from error
 
     def wait(self) -> None:
         """Returns when what was being saved is complete; RunError if it failed."""
         try:
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+            if self._uploads:
+                self._uploads.wait()
+            self._wait_for_orbax()
         except Exception as error:
             raise self._failure(error) from error
+
+    def _wait_for_orbax(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
 
     def _failure(self, error: Exception) -> RunError:
         # Forget the failed save, or it would be waited for and reported again.
@@ -144,8 +162,12 @@ def saved_steps(workdir: epath.Path) -> list[int]:
 
 
 def _set_aside_incomplete(directory: epath.Path) -> None:
+    """On a disk under another name; in a bucket, which renames nothing, they are removed."""
     for folder in directory.iterdir() if directory.is_dir() else ():
         if folder.name.isdigit() and not _is_complete(folder):
+            if in_bucket(directory):
+                uploads.remove(folder)
+                continue
             number = sum(other.name.startswith(f"{folder.name}.") for other in directory.iterdir())
             folder.rename(folder.with_name(f"{folder.name}.incomplete{number or ''}"))
 
@@ -153,8 +175,17 @@ def _set_aside_incomplete(directory: epath.Path) -> None:
 def _is_complete(folder: epath.Path) -> bool:
     """Whether what Orbax writes last, and what it writes for each item, is there: a copy that was
     interrupted is not."""
-    needed = ("_CHECKPOINT_METADATA", "state/_METADATA", "meta/metadata")
+    needed = [uploads.MARKER, "state/_METADATA", "meta/metadata"]
+    if in_bucket(folder) and not uploads.needed(folder):
+        needed += ["commit_success.txt"]  # Orbax's word for a folder that was not renamed.
     return all((folder / name).exists() for name in needed)
+
+
+def _readable(path: epath.Path, item: str) -> epath.Path:
+    """Where Orbax can read a part of a checkpoint."""
+    if uploads.needed(path):
+        return cache.local_folder(path / item, path / uploads.MARKER)
+    return (path / item).resolve()
 
 
 def read_meta(path: epath.Path) -> dict[str, Any]:
@@ -167,7 +198,7 @@ def read_meta(path: epath.Path) -> dict[str, Any]:
     if not _is_complete(path):
         raise UserError(f"no checkpoint at {path}; it must be RUN/checkpoints/STEP")
     with _reading(path), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        meta: dict[str, Any] = reader.restore((path / "meta").resolve())
+        meta: dict[str, Any] = reader.restore(_readable(path, "meta"))
         there = meta.get("format", 1)
         if there != MODEL_FORMAT:
             code = (meta.get("code") or {}).get("commit") or "the version that made it"
@@ -254,7 +285,7 @@ def _arrays(path: epath.Path, meta: dict[str, Any], wanted: dict[str, Any]) -> d
     with _reading(path):
         with ocp.PyTreeCheckpointer() as reader:
             found: dict[str, Any] = reader.restore(
-                (path / "state").resolve(),
+                _readable(path, "state"),
                 args=ocp.args.PyTreeRestore(
                     item=wanted,
                     restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
@@ -270,7 +301,7 @@ def _arrays(path: epath.Path, meta: dict[str, Any], wanted: dict[str, Any]) -> d
 def _saved(path: epath.Path) -> dict[str, Any]:
     """What is stored of a state: name -> tree of descriptions."""
     with _reading(path), ocp.StandardCheckpointer() as reader:
-        tree: dict[str, Any] = reader.metadata((path / "state").resolve()).item_metadata.tree
+        tree: dict[str, Any] = reader.metadata(_readable(path, "state")).item_metadata.tree
         return tree
 
 
@@ -280,6 +311,10 @@ def _reading(path: epath.Path) -> Iterator[None]:
         yield
     except (UserError, RunError):
         raise
+    except BucketError as error:
+        raise RunError(
+            f"checkpoint {path} cannot be read now ({error.strerror}); start the same command again"
+        ) from error
     except Exception as error:  # Whatever the storage layer raises on damaged files.
         raise RunError(
             f"checkpoint {path} cannot be read ({_one_line(error)}); remove that folder to go on "

@@ -1,12 +1,14 @@
 """Metrics of a run: `metrics.jsonl`, one object a line, with `step`."""
 
+import contextlib
 import json
-import os
+from collections.abc import Iterator
 
 from etils import epath
 
 from looped_jax.data.files import write_whole
 from looped_jax.errors import RunError
+from looped_jax.storage.appended import Appended
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, float]]:
@@ -36,11 +38,9 @@ class MetricsWriter:
         if not writes:
             return
         whole = "".join(json.dumps(line) + "\n" for line in self.kept)
-        try:
+        with self._writing():
             write_whole(self._path, whole)
-            self._file = self._path.open("a")
-        except OSError as error:
-            raise RunError(f"cannot write {self._path}: {error.strerror}") from error
+            self._file = Appended(self._path)
 
     def evaluated(self, step: int) -> bool:
         """Whether an evaluation at this step has been written."""
@@ -52,18 +52,27 @@ class MetricsWriter:
             self._evaluated.add(step)
         if not self._writes:
             return
-        try:
+        with self._writing():
             self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise RunError(f"cannot write {self._path}: {error.strerror}") from error
 
     def sync(self) -> None:
         """Puts on disk what was written: before the checkpoint that makes it final."""
         if self._writes:
-            os.fsync(self._file.fileno())
+            with self._writing():
+                self._file.sync()
 
     def close(self) -> None:
         """Ends the file."""
         if self._writes:
-            self._file.close()
+            with self._writing():
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self._path}: {error.strerror}; the same command goes on from the "
+                "last checkpoint"
+            ) from error

@@ -1,6 +1,7 @@
 """SIGTERM: the step under way is finished and saved before a run ends."""
 
 import signal
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -14,7 +15,9 @@ class StopSignal:
     the number of the question at which they all hear of it. So all ask equally often.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, still_ours: Callable[[], None] = lambda: None) -> None:
+        """``still_ours`` raises if the run has to stop at once, unsaved: asked with each `poll`."""
+        self._still_ours = still_ours
         self._received = False
         self._asked = 0
         self._several = distributed.several()
@@ -35,6 +38,7 @@ class StopSignal:
     def poll(self) -> bool:
         """Whether there is a stop to make; to be asked by all processes before every step, and
         where something long, an evaluation, can be broken off."""
+        self._still_ours()
         if self._several and not self._received:
             self._asked += 1
             self._received = distributed.stop_at(self._asked)

@@ -35,6 +35,7 @@ from looped_jax.training.stopwatch import Stopwatch
 from looped_jax.training.trackers import Trackers, check_installed
 from looped_jax.training.trackers.base import Start
 from looped_jax.training.workdir import (
+    check_can_hold,
     check_same_held_out,
     claim_workdir,
     locked,
@@ -54,9 +55,11 @@ def train(job: Job, workdir: epath.Path, evaluations: Evaluations | None = None)
     """
     evaluations = evaluations or Evaluations(job)
     check_installed(job.config)
-    with locked(workdir):
+    check_can_hold(workdir, job.config)
+    with locked(workdir) as still_ours:
         claim_workdir(job.config, workdir)
-        with StopSignal() as stop, Checkpointer(workdir, job.config.checkpoint.keep) as saved:
+        keep = job.config.checkpoint.keep
+        with StopSignal(still_ours) as stop, Checkpointer(workdir, keep) as saved:
             latest = saved.latest() or 0
             before: Job | None = None
             for stage in job.stages:

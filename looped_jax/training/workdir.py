@@ -5,7 +5,8 @@ import datetime
 import json
 import os
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import filelock
@@ -16,6 +17,8 @@ from looped_jax import config as config_lib
 from looped_jax.data.files import write_whole
 from looped_jax.errors import UserError
 from looped_jax.parallel import distributed
+from looped_jax.storage import lease
+from looped_jax.storage.buckets import in_bucket
 from looped_jax.training.checkpoint import saved_steps
 from looped_jax.training.identity import measured_on, read_run_file
 from looped_jax.training.metrics_file import read_metrics
@@ -26,7 +29,9 @@ LOCK, HOLDER = ".lock", ".lock.json"
 
 
 def in_use(workdir: epath.Path) -> bool:
-    """Whether a process trains in it now, on this machine."""
+    """Whether a process trains in it now: on this machine, or, of a bucket, anywhere."""
+    if in_bucket(workdir):
+        return lease.read(workdir / HOLDER) is not None
     if not (workdir / LOCK).exists():
         return False
     try:
@@ -39,18 +44,27 @@ def in_use(workdir: epath.Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(workdir: epath.Path) -> Iterator[None]:
+def locked(workdir: epath.Path) -> Iterator[Callable[[], None]]:
     """Holds the only right to write in a workdir, made if it is not there; several processes of a
-    run hold it together. UserError, which says who holds it, if another run does."""
-    lock = filelock.FileLock(workdir / LOCK)
+    run hold it together. UserError, which says who holds it, if another run does.
+
+    What it gives raises RunError once the right was lost, which on a disk cannot be.
+    """
+    if not in_bucket(workdir) and workdir.exists() and not workdir.is_dir():
+        raise UserError(f"workdir {workdir} exists and is not a run; choose another --workdir")
+    known = {"host": socket.gethostname(), "process": os.getpid(), "since": _now()}
+    on_disk = filelock.FileLock("" if in_bucket(workdir) else workdir / LOCK)
+    in_store = lease.Lease(workdir / HOLDER, known)
 
     def acquire() -> None:
         try:
+            if in_bucket(workdir):
+                in_store.acquire(lambda said: print(said, file=sys.stderr, flush=True))
+                return
             workdir.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-            holder = {"host": socket.gethostname(), "process": os.getpid(), "since": _now()}
-            write_whole(workdir / HOLDER, json.dumps(holder) + "\n")
-        except filelock.Timeout as error:
+            on_disk.acquire(timeout=0)
+            write_whole(workdir / HOLDER, json.dumps(known) + "\n")
+        except (filelock.Timeout, lease.Held) as error:
             raise UserError(
                 f"workdir {workdir} is in use: {_holder(workdir)} trains in it; wait for its end, "
                 "or choose another --workdir"
@@ -58,20 +72,37 @@ def locked(workdir: epath.Path) -> Iterator[None]:
         except (OSError, NotImplementedError) as error:
             raise UserError(f"cannot write in workdir {workdir}: {error}") from error
 
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"workdir {workdir} exists and is not a run; choose another --workdir")
     made = not workdir.exists()
     distributed.first_does(acquire)
     try:
-        yield
+        yield in_store.check
     finally:
-        if lock.is_locked:
+        if in_store.is_held:
+            in_store.release()
+        if on_disk.is_locked:
             (workdir / HOLDER).unlink(missing_ok=True)
-            lock.release()
+            on_disk.release()
             if not (workdir / "config.json").exists():  # Nothing came of it.
                 (workdir / LOCK).unlink(missing_ok=True)
                 if made and not any(workdir.iterdir()):
                     workdir.rmdir()
+
+
+def check_can_hold(workdir: epath.Path, config: ConfigDict) -> None:
+    """UserError if a workdir is in a bucket, and something of the run cannot be."""
+    if not in_bucket(workdir):
+        return
+    if own_files := [name for name in config.train.log_to if name != "tensorboard"]:
+        raise UserError(
+            f"config.train.log_to: {' and '.join(own_files)} keeps files of its own in the workdir,"
+            f" which cannot be in a bucket ({workdir}): leave it out (metrics.jsonl has everything "
+            "there), or choose a --workdir on a disk"
+        )
+    if distributed.several() and str(workdir).startswith("s3://"):
+        raise UserError(
+            f"several processes cannot write one checkpoint to {workdir}: only to gs:// and to a "
+            "disk that all of them share; choose such a --workdir"
+        )
 
 
 def _now() -> str:
@@ -80,10 +111,9 @@ def _now() -> str:
 
 def _holder(workdir: epath.Path) -> str:
     try:
-        known = json.loads((workdir / HOLDER).read_text())
-        return f"process {known['process']} on {known['host']}, since {known['since']},"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+        return lease.describe(lease.read(workdir / HOLDER))
+    except OSError:
+        return lease.describe(None)
 
 
 def claim_workdir(config: ConfigDict, workdir: epath.Path) -> None:

@@ -1,12 +1,15 @@
 """Event files in the run's folder, for TensorBoard."""
 
+import tempfile
 import time
 from collections.abc import Mapping
 
+from etils import epath
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from looped_jax.storage.buckets import in_bucket, upload
 from looped_jax.training.trackers.base import Start
 
 # Between what TensorBoard sees of a run under way.
@@ -21,7 +24,10 @@ class TensorBoard:
         # An earlier process may have been killed, or given this up, before it wrote all. So each
         # start's file holds the whole run, and TensorBoard forgets what the earlier ones say.
         self.complete_until = 0
-        self._file = EventsWriter(str(start.workdir / "events"))
+        # What a bucket has is written whole each time, as its objects are, from a copy here.
+        self._bucket = start.workdir if in_bucket(start.workdir) else None
+        self._copy = tempfile.TemporaryDirectory() if self._bucket else None
+        self._file = EventsWriter(f"{self._copy.name if self._copy else start.workdir}/events")
         self._flushed = time.monotonic()
         self._event(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
 
@@ -37,7 +43,16 @@ class TensorBoard:
 
     def flush(self) -> None:
         self._file.flush()
+        self._put()
         self._flushed = time.monotonic()
 
     def close(self, finished: bool) -> None:
         self._file.close()
+        self._put()
+        if self._copy:
+            self._copy.cleanup()
+
+    def _put(self) -> None:
+        if self._copy and self._bucket:
+            for path in epath.Path(self._copy.name).iterdir():
+                upload(path, self._bucket / path.name)

@@ -1,0 +1,1 @@
+"""Files beyond one disk: buckets behind gs:// and s3://, and what they cannot do."""
