@@ -95,7 +95,8 @@ def _layout(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
         counts = " and ".join(str(count) for count in groups.values())
         raise UserError(
             f"config.mesh {_show(sizes)} takes {counts} devices of {len(groups)} slices, which "
-            "share out data evenly; set config.mesh.data to a multiple of the slices (-1: what remains)"
+            "share out data evenly; set config.mesh.data to a multiple of the slices (-1: what "
+            "remains)"
         )
     return mesh_utils.create_device_mesh(
         tuple(sizes.values()), devices, allow_split_physical_axes=True
