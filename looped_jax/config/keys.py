@@ -166,8 +166,8 @@ class Model:
     )
     attention: str = key(
         "auto",
-        "kernel; splash: TPU, cudnn: GPU in bfloat16",
-        choices=("auto", "xla", "splash", "cudnn"),
+        "kernel; splash: TPU, cudnn and triton: NVIDIA GPU in bfloat16",
+        choices=("auto", "xla", "splash", "cudnn", "triton"),
         operational=True,
     )
     gather: str = key(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 # Dense bf16, per JAX device, by `device_kind`: the makers' data sheets (Google Cloud TPU system
-# architecture pages; NVIDIA A100, H100 and H200 data sheets, SXM, without sparsity).
+# architecture pages; NVIDIA's of each product, where figures with sparsity are twice these).
 PEAK_BF16_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -15,22 +15,28 @@ PEAK_BF16_FLOPS = {
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
+    "TPU7x": 2307e12 / 2,  # Each of a chip's two TensorCores is a device.
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
     "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 1513e12 / 2,
     "NVIDIA H200": 989e12,
+    "NVIDIA GH200 480GB": 989e12,
+    "NVIDIA B200": 2250e12,
 }
 _SIZE = 1024
 
 
-def peak_flops(device: jax.Device) -> float:
-    """Peak FLOP/s of one device.
+def peak_flops(device: jax.Device) -> float | None:
+    """Peak FLOP/s of one device; None for an accelerator that the table above does not have.
 
-    From the table above where the kind is known; otherwise (a CPU) the best of five float32
-    matrix products of 1024 x 1024, measured now, shared by the devices emulated on it.
+    Of a CPU: the best of five float32 matrix products of 1024 x 1024, measured now, shared by the
+    devices emulated on it.
     """
-    if device.device_kind in PEAK_BF16_FLOPS:
-        return PEAK_BF16_FLOPS[device.device_kind]
+    if device.platform != "cpu":
+        return PEAK_BF16_FLOPS.get(device.device_kind)
     matrix = jax.device_put(jnp.ones((_SIZE, _SIZE)), device)
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()

@@ -19,6 +19,11 @@ class RunData(Protocol):
         ...
 
     @property
+    def packed(self) -> bool:
+        """True if a row may hold several documents; otherwise each holds one, from its start."""
+        ...
+
+    @property
     def vocab_size(self) -> int:
         """V, ids in use."""
         ...

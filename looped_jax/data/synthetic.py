@@ -74,6 +74,10 @@ class SyntheticData:
         return cls(data.task, tasks, length, config.seed, running)
 
     @property
+    def packed(self) -> bool:
+        return False
+
+    @property
     def vocabulary(self) -> Vocabulary:
         return self.tasks[self.task].vocabulary
 

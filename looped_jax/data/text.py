@@ -120,6 +120,10 @@ class TextData:
             manifest=manifest,
         )
 
+    @property
+    def packed(self) -> bool:
+        return True
+
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
         return load_vocabulary(self.vocabulary_name)

@@ -53,6 +53,7 @@ class ModelConfig:
     offloaded_names: tuple[str, ...] = ()
     unroll: str = "auto"
     attention: str = "xla"
+    packed: bool = True  # Rows may hold several documents.
     gather: str = "layer"
     logits_mb: int = 1024
     backend: Backend = CPU  # What it will run on.
@@ -71,10 +72,12 @@ class ModelConfig:
         max_length: int,
         backend: Backend = CPU,
         length_shards: int = 1,
+        packed: bool = True,
         gradient_loops: int = 0,
     ) -> "ModelConfig":
         """Resolves config.model and config.loop for data with this vocabulary and row length,
-        on a kind of device and with rows split over so many of them.
+        on a kind of device and with rows split over so many of them; ``packed``: rows may hold
+        several documents.
 
         UserError if config.model.vocab_size is less than the data's, or config.model.attention
         cannot run there.
@@ -86,6 +89,7 @@ class ModelConfig:
                 f"{vocab_size}; 0 takes the data's"
             )
         fields = {**model.to_dict(), "max_length": max_length, "backend": backend}
+        fields["packed"] = packed
         fields["gradient_loops"] = gradient_loops
         fields["plan"] = LoopPlan.parse(model.plan)
         numbers = (
@@ -118,7 +122,13 @@ class ModelConfig:
         fields["num_kv_heads"] = model.num_kv_heads or model.num_heads
         fields["dtype"] = jnp.dtype(model.dtype)
         fields["attention"] = choose_kernel(
-            model.attention, backend, max_length // length_shards, model.dtype
+            model.attention,
+            backend,
+            length=max_length // length_shards,
+            head_size=model.head_size or model.d_model // model.num_heads,
+            dtype=model.dtype,
+            packed=packed,
+            split=length_shards > 1,
         )
         return cls(**fields)
 

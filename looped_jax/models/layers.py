@@ -39,7 +39,8 @@ class LayerInputs(struct.PyTreeNode):
     its own part at once (a scan over it would copy each loop's part first, then each layer's);
     ``seen_BS`` tells the places in use. ``extra``: what a kind of loop tells its layers of the
     loop (LoopVariant.layer_inputs), arrays that are broadcast to [B, T, …]. ``kernel``: that of
-    attention, where the model's is not for so many tokens. ``change``: of the stream before and
+    attention, where the model's is not for so many tokens. ``one_document``: of a row, with nothing
+    but padding after it. ``change``: of the stream before and
     after a layer, the loop's number and the layer's, what stands in the place of the second
     (models/loops/base.py, Intervention).
     """
@@ -51,6 +52,7 @@ class LayerInputs(struct.PyTreeNode):
     seen_BS: Array | None = None
     extra: dict[str, Any] = struct.field(default_factory=dict)
     kernel: str | None = struct.field(pytree_node=False, default=None)
+    one_document: bool = struct.field(pytree_node=False, default=False)
     change: Callable[..., Array] | None = struct.field(pytree_node=False, default=None)
 
 
@@ -165,9 +167,11 @@ class Attention(nn.Module):
         if inputs.cache is None:
             # No TPU kernel takes the two tokens of initialisation.
             kernel = "xla" if self.is_initializing() else inputs.kernel or config.attention
-            out_BTHK = attention(kernel, q_BTHK, k_BTGK, v_BTGK, inputs.segment_ids_BT)
-            out_BTHK = placed(config, out_BTHK, "attended")
             documents = inputs.segment_ids_BT
+            out_BTHK = attention(
+                *(kernel, q_BTHK, k_BTGK, v_BTGK, documents), one_document=inputs.one_document
+            )
+            out_BTHK = placed(config, out_BTHK, "attended")
             show(self, "weights", lambda: attention_weights(q_BTHK, k_BTGK, documents))
         else:
             assert at is not None and inputs.seen_BS is not None

@@ -77,7 +77,8 @@ def layer_inputs(
     """What layers are given of these rows; arguments as LoopedTransformer's."""
     if positions_BT is None:
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    return LayerInputs(rope_angles(config, positions_BT), segment_ids_BT, positions_BT)
+    rotation = rope_angles(config, positions_BT)
+    return LayerInputs(rotation, segment_ids_BT, positions_BT, one_document=not config.packed)
 
 
 class LoopedTransformer(nn.Module):

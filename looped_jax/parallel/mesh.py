@@ -5,6 +5,7 @@ Mesh axes: `data` (replicas), `fsdp` (replicas that share parameters out between
 table in config.mesh.rules maps logical names to mesh axes.
 """
 
+import collections
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,10 +29,10 @@ BATCH_AXES = ("data", "fsdp")
 def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of config.mesh over these devices, by default all there are (or the first so many).
 
-    Several TPU slices, between which the network is slow, share out the `data` axis. UserError if
-    the mesh needs more devices than there are, a rule names an axis that is not there, or
-    config.train.batch_size (or one of its grad_accumulation parts) does not divide over the batch
-    axes.
+    Several TPU slices share out the `data` axis, hosts of GPUs do where they can: see _layout.
+    UserError if the mesh needs more devices than there are, a rule names an axis that is not there,
+    or config.train.batch_size (or one of its grad_accumulation parts) does not divide over the
+    batch axes.
     """
     sizes = {axis: int(config.mesh[axis]) for axis in AXES}
     devices = jax.devices() if devices is None else list(devices)
@@ -70,27 +71,36 @@ def make_mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
             f"config.eval.batch_size={config.eval.batch_size} does not divide over "
             f"data x fsdp = {shards}"
         )
-    devices, types = devices[:count], (AxisType.Auto,) * len(AXES)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        layout = mesh_utils.create_device_mesh(
-            tuple(sizes.values()), devices, allow_split_physical_axes=True
+    return Mesh(_layout(sizes, devices[:count]), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _layout(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
+    """The devices of a mesh of these sizes, in its shape.
+
+    The network is slow between TPU slices, and between the hosts of GPUs, which XLA numbers as
+    slices too (from JAX 0.11 on also those of CPUs). Slices share out `data` and nothing else.
+    Hosts do so where they can; where they cannot, devices keep their order, host by host: the last
+    axes stay within a host, and `fsdp` may reach over several.
+    """
+    groups = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    several, alike = len(groups) > 1, len(set(groups.values())) == 1
+    if several and alike and sizes["data"] % len(groups) == 0:
+        return mesh_utils.create_hybrid_device_mesh(
+            (sizes["data"] // len(groups), *(sizes[axis] for axis in AXES[1:])),
+            (len(groups), *(1 for _ in AXES[1:])),
+            devices,
+            allow_split_physical_axes=True,
         )
-        return Mesh(layout, AXES, axis_types=types)
-    if sizes["data"] % slices:
+    if several and devices[0].platform == "tpu":
+        counts = " and ".join(str(count) for count in groups.values())
         raise UserError(
-            f"config.mesh {_show(sizes)}: {slices} slices do not divide data={sizes['data']}; "
-            "set config.mesh.data to a multiple of the slices (-1: what remains)"
+            f"config.mesh {_show(sizes)} takes {counts} devices of {len(groups)} slices, which "
+            "share out data evenly; set config.mesh.data to a multiple of the slices (-1: what "
+            "remains)"
         )
-    within = {**sizes, "data": sizes["data"] // slices}
-    between = {**dict.fromkeys(AXES, 1), "data": slices}
-    layout = mesh_utils.create_hybrid_device_mesh(
-        tuple(within.values()),
-        tuple(between.values()),
-        devices,
-        allow_split_physical_axes=True,
+    return mesh_utils.create_device_mesh(
+        tuple(sizes.values()), devices, allow_split_physical_axes=True
     )
-    return Mesh(layout, AXES, axis_types=types)
 
 
 @contextlib.contextmanager

@@ -140,6 +140,7 @@ def make_job(
             max_length=data.length,
             backend=backend_of(mesh),
             length_shards=length_shards,
+            packed=data.packed,
             gradient_loops=0 if counts is None else counts.with_gradient_at_most,
         )
     )

@@ -33,6 +33,12 @@ def opening(job: Job, workdir: epath.Path, begins: str) -> str:
     )
 
 
+def no_mfu(job: Job) -> str:
+    """Why there is no MFU, and where its divisor could be entered."""
+    kind = job.mesh.devices.flat[0].device_kind
+    return f"no perf/mfu: looped_jax/cost/peak_flops.py has no peak FLOP/s of {kind!r}"
+
+
 def evaluation(step: int, line: Mapping[str, float]) -> str:
     """An evaluation as it comes; empty if it has nothing that models are judged by."""
     shown = shown_evaluation(line)

@@ -13,9 +13,11 @@ class Stopwatch:
     goodput.
     """
 
-    def __init__(self, tokens: int, peak_flops: float, device: jax.Device, before: float = 0.0):
-        """``tokens`` of a step, on all devices, of which ``device`` is one; ``before``: seconds
-        that earlier starts have trained."""
+    def __init__(
+        self, tokens: int, peak_flops: float | None, device: jax.Device, before: float = 0.0
+    ):
+        """``tokens`` of a step, on all devices, of which ``device`` is one; ``peak_flops`` of all
+        in a second, None if not known; ``before``: seconds that earlier starts have trained."""
         self._tokens, self._peak, self._device = tokens, peak_flops, device
         self._begin, self._before = time.perf_counter(), before
         self._since: float | None = None  # When the last step ended, or the watch was restarted.
@@ -49,8 +51,9 @@ class Stopwatch:
         seconds of all starts.
 
         perf/seconds (see ``seconds``), perf/tokens_per_second, perf/step_seconds_p50 and _p95,
-        perf/mfu (model FLOPs over peak), perf/goodput (share of the time since the start that was
-        spent in steps) and, where the device tells, perf/device_memory_gb (its highest use so far).
+        perf/mfu (model FLOPs over peak, where that is known), perf/goodput (share of the time since
+        the start that was spent in steps) and, where the device tells, perf/device_memory_gb (its
+        highest use so far).
         """
         since_begin = time.perf_counter() - self._begin
         scalars = {"perf/seconds": self.seconds}
@@ -58,7 +61,8 @@ class Stopwatch:
             total = sum(self._seconds)
             ordered = sorted(self._seconds)
             scalars["perf/tokens_per_second"] = len(self._seconds) * self._tokens / total
-            scalars["perf/mfu"] = self._flops / total / self._peak
+            if self._peak is not None:
+                scalars["perf/mfu"] = self._flops / total / self._peak
             scalars["perf/step_seconds_p50"] = statistics.median(ordered)
             scalars["perf/step_seconds_p95"] = ordered[int(0.95 * (len(ordered) - 1) + 0.5)]
             scalars["perf/goodput"] = self._in_steps / since_begin

@@ -62,13 +62,16 @@ def train(job: Job, workdir: epath.Path, evaluations: Evaluations | None = None)
         with StopSignal(still_ours) as stop, Checkpointer(workdir, keep) as saved:
             latest = saved.latest() or 0
             before: Job | None = None
+            peak = peak_flops(job.mesh.local_devices[0])
+            if peak is None:
+                screen.say(screen.no_mfu(job))
             for stage in job.stages:
                 if stage.end < latest:
                     continue
                 whole = stage.config == job.config
                 of_stage = job if whole else make_job(stage.config)
                 measured = evaluations if whole else Evaluations(of_stage)
-                run = _begin(of_stage, measured, stage, before, workdir, saved, stop)
+                run = _begin(of_stage, measured, stage, before, workdir, saved, stop, peak)
                 renew_config(job.config, workdir)
                 run.go()
                 before = of_stage
@@ -83,9 +86,10 @@ def _begin(
     workdir: epath.Path,
     checkpointer: Checkpointer,
     stop: StopSignal,
+    peak: float | None,
 ) -> "_Run":
     """Opens all that a stage needs: rows, state, records. ``before`` is the stage whose last
-    checkpoint is to be grown; None if there is none."""
+    checkpoint is to be grown; None if there is none. ``peak``: of a device, if known."""
     config, size = job.config, job.config.train.batch_size
     source = job.data.source("train")
     batches = train_batches(job.data, config, local_rows(job.mesh, size), source)
@@ -103,7 +107,7 @@ def _begin(
         screen.say(said)
     length = job.model.config.max_length
     device = job.mesh.local_devices[0]
-    watched = (size * length, peak_flops(device) * job.mesh.size, device)
+    watched = (size * length, None if peak is None else peak * job.mesh.size, device)
     return _Run(
         job=job,
         stage=stage,

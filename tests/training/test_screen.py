@@ -168,3 +168,14 @@ def test_a_run_of_other_steps_is_told_how_to_go_on(tmp_path: pathlib.Path) -> No
     with pytest.raises(UserError) as caught:
         claim_workdir(small_config(train__steps=24, seed=1), epath.Path(workdir))
     assert "start_from" not in str(caught.value)
+
+
+def test_a_run_says_once_that_its_accelerators_peak_is_not_known(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "peak_flops", lambda device: None)
+    lines = train(tmp_path / "run")
+    told = [line for line in said(capsys) if "mfu" in line]
+    assert told == ["no perf/mfu: looped_jax/cost/peak_flops.py has no peak FLOP/s of 'cpu'"]
+    assert not any("perf/mfu" in line for line in lines)
+    assert any("perf/tokens_per_second" in line for line in lines)

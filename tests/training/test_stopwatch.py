@@ -44,3 +44,12 @@ def test_steps_that_ended_unseen_share_their_time(clock: list[float]) -> None:
     clock[0] = 6.0
     watch.ended(3, 1.0)
     assert watch.scalars()["perf/step_seconds_p50"] == 2.0
+
+
+def test_without_a_known_peak_there_is_no_mfu(clock: list[float]) -> None:
+    watch = Stopwatch(tokens=100, peak_flops=None, device=jax.devices()[0])
+    watch.restart(0)
+    clock[0] = 2.0
+    watch.ended(1, 1e9)
+    scalars = watch.scalars()
+    assert "perf/mfu" not in scalars and scalars["perf/tokens_per_second"] == 50.0

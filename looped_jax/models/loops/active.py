@@ -17,7 +17,7 @@ def among(active_BT: Array, inputs: LayerInputs) -> LayerInputs:
     """Tokens that are active see those of their own document that are, and no others."""
     own_BT = inputs.segment_ids_BT
     ids_BT = jnp.where(active_BT, 1 if own_BT is None else own_BT, NOBODY)
-    return inputs.replace(segment_ids_BT=ids_BT)
+    return inputs.replace(segment_ids_BT=ids_BT, one_document=False)
 
 
 def seen_in(slot: Array, inputs: LayerInputs) -> LayerInputs:
