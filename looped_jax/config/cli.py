@@ -195,6 +195,14 @@ def split_overrides(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     return overrides, rest
 
 
+_BEFORE_A_BAD_END: list[Callable[[str], None]] = []
+
+
+def before_a_bad_end(call: Callable[[str], None]) -> None:
+    """``call`` gets the message with which one of several processes ends, before it does."""
+    _BEFORE_A_BAD_END.append(call)
+
+
 def _exit(message: str, code: int) -> None:
     process, processes = _place()
     # What the user can put right is the same in every process; a fault is one's own.
@@ -205,6 +213,8 @@ def _exit(message: str, code: int) -> None:
     if processes > 1 and code:
         # An orderly end would wait for the others, who wait for this one.
         sys.stderr.flush()
+        for call in _BEFORE_A_BAD_END:
+            call(message)
         os._exit(code)
     sys.exit(code)
 

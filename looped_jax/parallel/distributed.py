@@ -7,22 +7,34 @@ The same command is started on every host. The environment says who is who:
 Without any of these there is one process.
 """
 
+import atexit
+import contextlib
 import importlib.util
 import os
 import pathlib
+import sys
+import threading
+import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from looped_jax.config import cli
 from looped_jax.errors import RunError, UserError
 
 T = TypeVar("T")
 
 # When a process has not been heard of for so long, JAX ends the others and says that it is gone.
 HEARTBEAT_SECONDS = 30
+# Of a process that ends with an error: how long the others have to end with words of their own, and
+# how long the first one, whom they ask, waits for their ends.
+_OWN_WORDS_SECONDS, _LAST_WORDS_SECONDS = 1.0, 4.0
+_ASKED_SECONDS = 0.5
+_FAILED, _ENDED = "looped_jax/failed", "looped_jax/ended"
+_ending = threading.Event()  # This process, with words of its own.
 _COORDINATOR = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -48,6 +60,55 @@ def join() -> None:
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the processes of this run did not find each other ({reason})") from error
+    if several():
+        cli.before_a_bad_end(_tell_others)
+        listener = threading.Thread(target=_end_with_others, daemon=True)
+        listener.start()
+        # Before JAX's own, which ends the connection.
+        atexit.register(listener.join)
+        atexit.register(_ending.set)  # The later one is called first.
+
+
+def _tell_others(message: str) -> None:
+    """Called by a process that is about to end with an error: the others would wait for it, and
+    hear of its silence only."""
+    _ending.set()
+    client = _client()
+    with contextlib.suppress(Exception):  # Another was first, or the service has gone already.
+        client.key_value_set(_FAILED, f"process {jax.process_index()} did: {message}")
+    with contextlib.suppress(Exception):
+        client.key_value_increment(_ENDED, 1)
+        # The first process is whom all ask: it stays until they have heard.
+        until = time.monotonic() + (_LAST_WORDS_SECONDS if jax.process_index() == 0 else 0)
+        while time.monotonic() < until:
+            if client.key_value_increment(_ENDED, 0) >= jax.process_count():
+                return
+            time.sleep(0.1)
+
+
+def _end_with_others() -> None:
+    """In a thread: ends this process when another one has told why it ends."""
+    client, said = _client(), ""
+    while not said:
+        # Asked again and again: a thread that waits in the library would be torn down with it.
+        if _ending.wait(_ASKED_SECONDS):
+            return
+        with contextlib.suppress(Exception):  # Nothing was told, or the run is over.
+            said = client.key_value_try_get(_FAILED)
+    # It may be about to end by itself, with words of its own.
+    if _ending.wait(_OWN_WORDS_SECONDS):
+        return
+    with contextlib.suppress(Exception):
+        client.key_value_increment(_ENDED, 1)
+    print(f"process {jax.process_index()}: stopped, as {said}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _client() -> Any:
+    # JAX has no public name for the store of keys that its processes share.
+    from jax._src.distributed import global_state
+
+    return global_state.client
 
 
 def _on_tpu() -> bool:

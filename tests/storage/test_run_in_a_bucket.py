@@ -135,7 +135,7 @@ def test_a_stop_saves_and_goes_on(
 ) -> None:
     workdir = epath.Path(f"{store}/stopped")
     process = start(experiment, workdir)
-    wait_until(lambda: (workdir / "config.json").exists())
+    wait_until(lambda: (workdir / "metrics.jsonl").exists())
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=120)
     assert not (workdir / ".lock.json").exists()

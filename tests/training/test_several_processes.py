@@ -33,14 +33,16 @@ def start(
     return launch("main", processes, f"--config={experiment}", f"--workdir={workdir}", *arguments)
 
 
-def launch(module: str, processes: int, *arguments: str) -> list[subprocess.Popen[str]]:
+def launch(
+    module: str, processes: int, *arguments: str, program: tuple[str, ...] = ()
+) -> list[subprocess.Popen[str]]:
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
     several = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(processes)}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", f"looped_jax.{module}", *arguments],
+            [sys.executable, *(program or ("-m", f"looped_jax.{module}")), *arguments],
             cwd=ROOT,
             env={
                 **os.environ,
@@ -186,6 +188,41 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
     assert [code for code, _, _ in done] == [0, 0], done
     assert "stopped by SIGTERM at step 25, saved" in done[0][2]
     assert not any(name.startswith("eval/") for _, name in losses(workdir))
+
+
+BREAKS = """
+import os, runpy, sys
+from looped_jax.training.metrics_file import MetricsWriter
+
+def write(self, step, scalars):
+    if os.environ["JAX_PROCESS_ID"] == "{process}" and step >= 3:
+        raise {error}
+
+MetricsWriter.write = write
+sys.argv[0] = "main"
+runpy.run_module("looped_jax.main", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("error", ["ZeroDivisionError('by nothing')", "UserError('unlike others')"])
+def test_an_error_of_one_process_reaches_the_other_as_a_line_within_10_seconds(
+    experiment: pathlib.Path, tmp_path: pathlib.Path, process: int, error: str
+) -> None:
+    code = BREAKS.format(process=process, error=error)
+    code = f"from looped_jax.errors import UserError\n{code}"
+    arguments = (f"--config={experiment}", f"--workdir={tmp_path / 'run'}", *LONG)
+    both = launch("main", 2, *arguments, program=("-c", code))
+    broken, other = both[process], both[1 - process]
+    broken.wait(timeout=240)
+    ended = time.monotonic()
+    other.wait(timeout=60)
+    assert time.monotonic() - ended < 10
+    done = finish(both)
+    assert done[process][0] == (2 if "User" in error else 1) and done[1 - process][0] == 1
+    said = [line for line in done[1 - process][2].splitlines() if "stopped, as" in line]
+    assert len(said) == 1 and f"process {process} did: " in said[0], done
+    assert "unlike others" in said[0] or "error above" in said[0]
 
 
 def test_a_lost_process_ends_the_others_and_says_so(
