@@ -26,12 +26,14 @@ CORE = [
     "zstandard",
 ]
 DATA = ["seqio", "tensorflow", "tensorflow-datasets"]
+DASK = ["distributed"]
 DOCS = ["mkdocs", "mkdocstrings[python]"]
 # All that tests need but TensorFlow, for releases of Python and JAX that it does not follow yet.
 NOTEBOOKS = ["ipykernel", "nbclient"]
 TEST = [
     *DOCS,
     *NOTEBOOKS,
+    *DASK,
     "gguf",
     "hypothesis",
     "jax[tpu]",
@@ -47,6 +49,7 @@ EXTRAS = {
     "data": DATA,
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
+    "dask": DASK,
     "docs": DOCS,
     "notebooks": NOTEBOOKS,
     "tokenizers": ["tokenizers"],

@@ -114,9 +114,7 @@ class Cluster(Workers):
         dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"})
         self._distributed = distributed
         try:
-            self._client = distributed.Client(
-                address, timeout=_CONNECT_SECONDS, set_as_default=False
-            )
+            self._client = distributed.Client(address, timeout=_CONNECT_SECONDS)
         except (OSError, ValueError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
