@@ -18,7 +18,7 @@ from looped_jax.interop.hf_folder import HfFolder
 from looped_jax.training.job import make_job
 from looped_jax.training.trainer import train
 
-NO_SETTING = Setting(epath.Path("none"), "", "bytes", "", ())
+NO_SETTING = Setting(epath.Path("none"), "", "bytes", "", (), ())
 
 
 def open_hf_folder(folder: pathlib.Path) -> HfFolder:

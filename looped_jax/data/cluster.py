@@ -1,8 +1,7 @@
 """Jobs on the workers of a Dask cluster, which share a file system with whoever starts them.
 
 A worker that is lost costs what it was doing: its jobs are done again elsewhere, and what they
-write is there whole or not at all. A job goes through the scheduler with all that it needs, so that
-nothing but the scheduler holds what is still to be done.
+write is there whole or not at all.
 """
 
 import dataclasses
@@ -23,6 +22,10 @@ from looped_jax.data.vocabulary import vocabulary_fingerprint
 from looped_jax.data.workers import Job, Workers
 from looped_jax.errors import RunError, UserError, from_extra
 
+_SHARE = (
+    "config.data.path and --output have to be on a file system that all workers share, with the "
+    "same absolute path"
+)
 _CONNECT_SECONDS = 10
 _WORKERLESS_SECONDS = 300
 _LOOK_SECONDS = 5
@@ -37,6 +40,7 @@ class Setting:
     vocabulary: str  # Its name, and vocabulary_fingerprint.
     fingerprint: str
     versions: tuple[tuple[str, str], ...]  # (package, version)
+    sources: tuple[epath.Path, ...]  # A file of each split.
     code: str = dataclasses.field(default_factory=lambda: code_fingerprint())
     # A worker looks once for each command.
     command: str = dataclasses.field(default_factory=lambda: uuid.uuid4().hex)
@@ -66,13 +70,13 @@ def unfit(setting: Setting) -> str:
             return f"has another vocabulary {setting.vocabulary}"
     except UserError as error:
         return f"cannot read the vocabulary ({error})"
+    for path in setting.sources:
+        if not path.exists():
+            return f"cannot see {path}: {_SHARE}"
     try:
         seen = sha256(setting.claim)
     except OSError as error:
-        return (
-            f"cannot see {setting.claim.parent} ({error.strerror or error}): --output has to be on "
-            "a file system that all workers share"
-        )
+        return f"cannot see {setting.claim.parent} ({error.strerror or error}): {_SHARE}"
     if seen != setting.claimed:
         return f"sees another folder {setting.claim.parent}: it is not on a shared file system"
     return ""

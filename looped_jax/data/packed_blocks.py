@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from looped_jax.data.documents import Block, Document, bad_lines, parse, skipped
+from looped_jax.data.documents import Block, Document, Source, bad_lines, parse, skipped
 from looped_jax.data.files import write_once
 from looped_jax.data.packing import Encoded, block_places, component_id, pack, token_dtype
 from looped_jax.data.text import encode
@@ -37,16 +37,20 @@ class Packing:
     seed: int
 
 
+# Of a block: which file of the source, which block of that.
+Place = tuple[int, int]
+
+
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """Of a block: its number in the split, its file, and what is in it.
+    """Of a block: where it is in the source, its file, and what is in it.
 
     components: per component documents, text_bytes, decoded_bytes and text_tokens of the lines,
       copies and tokens of the rows.
     skipped: `blank_lines` and `byte_order_marks`, where there are any.
     """
 
-    number: int
+    place: Place
     name: str
     bytes: int
     components: dict[str, dict[str, int]]
@@ -57,7 +61,7 @@ class Packed:
 class Bad:
     """The bad lines of a block, each a message that says where and what."""
 
-    number: int
+    place: Place
     messages: list[str]
 
 
@@ -67,13 +71,13 @@ def block_name(block: Block) -> str:
     return hashlib.sha256(bytes([block.first_line == 1]) + block.content).hexdigest()[:40]
 
 
-def read_packed(folder: epath.Path, number: int, name: str) -> Packed | None:
+def read_packed(folder: epath.Path, place: Place, name: str) -> Packed | None:
     """What is known of a block that was packed; None if it was not."""
     try:
         content = json.loads(_summary(folder, name).read_text())
     except FileNotFoundError:
         return None
-    return Packed(number, name, **content)
+    return Packed(place, name, **content)
 
 
 def rows_file(folder: epath.Path, name: str) -> epath.Path:
@@ -110,7 +114,7 @@ class PackBlock:
 
     packing: Packing
     block: Block
-    number: int
+    place: Place
     name: str
     folder: epath.Path
 
@@ -121,7 +125,7 @@ class PackBlock:
             messages = bad_lines(self.block)
             if not messages:
                 raise
-            return Bad(self.number, messages)
+            return Bad(self.place, messages)
         lengths = np.array([len(row) for row in rows], np.int64)
         starts = np.cumsum([0, *lengths], dtype=np.int64)
         places = [
@@ -140,7 +144,7 @@ class PackBlock:
         }
         write_once(rows_file(self.folder, self.name), b"".join([file.getvalue(), *rows]))
         write_once(_summary(self.folder, self.name), json.dumps(content))
-        return Packed(self.number, self.name, **content)
+        return Packed(self.place, self.name, **content)
 
     def _rows(self) -> tuple[list[bytes], dict[str, dict[str, int]]]:
         packing = self.packing
@@ -173,6 +177,41 @@ class PackBlock:
                         f"{counts['decoded_bytes']} bytes"
                     )
         return rows, {name: dict(counts) for name, counts in components.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class PackStripe:
+    """A job where the source can be read too: packs every ``stripes``-th block of a file of it,
+    from block ``stripe`` on, but for those that are packed already.
+
+    All that a file's stripes have in common is that each reads it whole, which takes a hundredth of
+    the time of tokenising it.
+    """
+
+    packing: Packing
+    part: Source
+    file: int
+    stripe: int
+    stripes: int
+    block_bytes: int
+    folder: epath.Path
+
+    def __call__(self) -> list[Packed | Bad]:
+        results: list[Packed | Bad] = []
+        index = 0
+        try:
+            for index, block in enumerate(self.part.blocks(self.block_bytes), start=1):
+                if (index - 1) % self.stripes != self.stripe:
+                    continue
+                place, name = (self.file, index - 1), block_name(block)
+                results.append(
+                    read_packed(self.folder, place, name)
+                    or PackBlock(self.packing, block, place, name, self.folder)()
+                )
+        except UserError as error:  # The file itself is broken: one of them says so.
+            if not self.stripe:
+                results.append(Bad((self.file, index), [str(error)]))
+        return results
 
 
 def _copies(document: Document, packing: Packing) -> int:

@@ -37,6 +37,8 @@ from looped_jax.data.packed_blocks import (
     PackBlock,
     Packed,
     Packing,
+    PackStripe,
+    Place,
     block_name,
     read_packed,
     remove_packed,
@@ -55,6 +57,9 @@ _SOURCE_BYTES_PER_SHARD = 1 << 27
 # What decides how text becomes bytes on disk.
 _VERSIONED = ("array_record", "numpy", "zstandard")
 _SHOWN = 20  # Bad lines on the screen.
+# A cluster's jobs in pass 1, and those of one file, which each of them reads whole.
+_JOBS_PER_WORKER = 4
+_STRIPES = 64
 _LISTED = 10_000  # Bad lines after which no more are looked for.
 
 
@@ -76,7 +81,7 @@ def prepare(config: ConfigDict, output: epath.Path, scheduler: str = "") -> Mani
     if is_prepared(output):
         return read_manifest(output)
     try:
-        workers = _workers(config, recipe, output, scheduler)
+        workers = _workers(config, recipe, sources, output, scheduler)
     except BaseException:
         if fresh:
             abandon(output)
@@ -102,22 +107,25 @@ def prepare(config: ConfigDict, output: epath.Path, scheduler: str = "") -> Mani
 
 
 def _workers(
-    config: ConfigDict, recipe: dict[str, Any], output: epath.Path, scheduler: str
+    config: ConfigDict,
+    recipe: dict[str, Any],
+    sources: dict[str, Source],
+    output: epath.Path,
+    scheduler: str,
 ) -> Workers:
     if not scheduler:
         return Pool(config.prepare.workers)
     vocabulary = recipe["vocabulary"]
-    claim = output / PARTIAL
-    return Cluster(
-        scheduler,
-        Setting(
-            claim=claim,
-            claimed=sha256(claim),
-            vocabulary=vocabulary["name"],
-            fingerprint=vocabulary["sha256"],
-            versions=tuple(recipe["versions"].items()),
-        ),
+    shards = (source for source in sources.values() if isinstance(source, Shards))
+    setting = Setting(
+        claim=output / PARTIAL,
+        claimed=sha256(output / PARTIAL),
+        vocabulary=vocabulary["name"],
+        fingerprint=vocabulary["sha256"],
+        versions=tuple(recipe["versions"].items()),
+        sources=tuple(source.paths[0] for source in shards),
     )
+    return Cluster(scheduler, setting)
 
 
 def _sources(config: ConfigDict) -> dict[str, Source]:
@@ -168,30 +176,33 @@ def _recipe(config: ConfigDict, sources: dict[str, Source]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Split:
-    """What pass 1 made of a split: name and bytes of each block by its number, and sums of what
+    """What pass 1 made of a split: name and bytes of each block, and sums of what
     Packed counts."""
 
-    blocks: dict[int, tuple[str, int]] = dataclasses.field(default_factory=dict)
+    blocks: dict[Place, tuple[str, int]] = dataclasses.field(default_factory=dict)
     components: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def add(self, packed: Packed) -> None:
         """Counts a block in."""
-        self.blocks[packed.number] = (packed.name, packed.bytes)
+        self.blocks[packed.place] = (packed.name, packed.bytes)
         for name, counts in packed.components.items():
             self.components.setdefault(name, Counter()).update(counts)
         self.skipped.update(packed.skipped)
 
+    def in_order(self) -> list[tuple[str, int]]:
+        """Name and bytes of the blocks, as they stand in the source."""
+        return [self.blocks[place] for place in sorted(self.blocks)]
+
     def to_json(self) -> dict[str, Any]:
         """As `from_json` reads it."""
-        blocks = [self.blocks[number] for number in range(len(self.blocks))]
-        return {"blocks": blocks, "components": self.components, "skipped": self.skipped}
+        return {"blocks": self.in_order(), "components": self.components, "skipped": self.skipped}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "_Split":
         """Of what `to_json` gave."""
         return cls(
-            {number: (name, size) for number, (name, size) in enumerate(content["blocks"])},
+            {(0, at): (name, size) for at, (name, size) in enumerate(content["blocks"])},
             {name: Counter(counts) for name, counts in content["components"].items()},
             Counter(content["skipped"]),
         )
@@ -248,33 +259,51 @@ def _pack(
         seed=recipe["seed"],
     )
     done = _Split()
-    bad: list[tuple[int, str]] = []
-    count = 0
+    bad: list[tuple[Place, str]] = []
+
+    def take(result: Packed | Bad) -> None:
+        if isinstance(result, Bad):
+            bad.extend((result.place, message) for message in result.messages)
+        else:
+            done.add(result)
+
+    def blocks() -> Iterator[tuple[Job | None, int]]:
+        """One reads the source, and hands out what is to be done."""
+        for file, part in enumerate(_parts(source)):
+            place = (file, 0)
+            try:
+                for block in part.blocks(recipe["block_bytes"]):
+                    name = block_name(block)
+                    packed = read_packed(work, place, name)
+                    if packed is not None:
+                        take(packed)
+                    job = PackBlock(packing, block, place, name, work)
+                    yield (job if packed is None else None), block.read
+                    place = (file, place[1] + 1)
+                    if len(bad) >= _LISTED:
+                        return
+            except UserError as error:  # The file itself is broken: go on with the next one.
+                take(Bad(place, [str(error)]))
+
+    def stripes() -> Iterator[tuple[Job | None, int]]:
+        """Workers of other machines read the source themselves: one could not read for all."""
+        for file, (part, entry) in enumerate(zip(_parts(source), entries, strict=True)):
+            wanted = math.ceil(_JOBS_PER_WORKER * workers.capacity() / len(entries))
+            number = max(1, min(wanted, entry["bytes"] // recipe["block_bytes"], _STRIPES))
+            for i in range(number):
+                if len(bad) >= _LISTED:
+                    return
+                job = PackStripe(packing, part, file, i, number, recipe["block_bytes"], work)
+                yield job, entry["bytes"] // number
+
     with progress(f"{split}: tokenise and pack", sum(e["bytes"] for e in entries), "B") as bar:
-
-        def jobs() -> Iterator[tuple[Job | None, int]]:
-            nonlocal count
-            for part in _parts(source):
-                try:
-                    for block in part.blocks(recipe["block_bytes"]):
-                        name = block_name(block)
-                        packed = read_packed(work, count, name)
-                        if packed is not None:
-                            done.add(packed)
-                            yield None, block.read
-                        else:
-                            yield PackBlock(packing, block, count, name, work), block.read
-                        count += 1
-                        if len(bad) >= _LISTED:
-                            return
-                except UserError as error:  # The file itself is broken: go on with the next one.
-                    bad.append((count, str(error)))
-
-        for result in workers.run(jobs(), bar):
-            if isinstance(result, Bad):
-                bad += ((result.number, message) for message in result.messages)
-            else:
-                done.add(result)
+        if isinstance(workers, Cluster) and isinstance(source, Shards):
+            for results in workers.run(stripes(), bar):
+                for result in results:
+                    take(result)
+        else:
+            for result in workers.run(blocks(), bar):
+                take(result)
     if not bad:
         write_whole(work / _PACKED, json.dumps({"sources": entries, **done.to_json()}))
     return done, [message for _, message in sorted(bad, key=lambda of: of[0])][:_LISTED]
@@ -325,7 +354,8 @@ def _sort(
 ) -> list[Column]:
     """The columns that the shards are read from; what they were made of is removed."""
     blocks = [
-        PackedBlock(work, number, *packed.blocks[number]) for number in range(len(packed.blocks))
+        PackedBlock(work, number, name, size)
+        for number, (name, size) in enumerate(packed.in_order())
     ]
     seed = (recipe["seed"], SPLITS.index(split))
     levels = plan(blocks, seed, recipe["splits"][split]["shards"], work)

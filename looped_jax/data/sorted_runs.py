@@ -23,7 +23,7 @@ import json
 import operator
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from etils import epath
@@ -176,10 +176,7 @@ def read(runs: Iterable[Run], first: int, last: int) -> list[tuple[int, bytes]]:
     rows: list[tuple[int, bytes]] = []
     for run in runs:
         with run.path.open("rb") as file:
-            offsets = np.frombuffer(
-                file.read((run.last - run.first + 1) * _OFFSET.itemsize), _OFFSET
-            )
-            start, end = offsets[[first - run.first, last - run.first]].tolist()
+            start, end = (_offset(file, shard - run.first) for shard in (first, last))
             file.seek(start)
             content = file.read(end - start)
         at = 0
@@ -189,6 +186,11 @@ def read(runs: Iterable[Run], first: int, last: int) -> list[tuple[int, bytes]]:
             rows.append((key, content[at : at + size]))
             at += size
     return rows
+
+
+def _offset(file: IO[bytes], index: int) -> int:
+    file.seek(index * _OFFSET.itemsize)
+    return int.from_bytes(file.read(_OFFSET.itemsize), "little")
 
 
 def sort_rows(rows: list[tuple[int, bytes]]) -> None:

@@ -200,6 +200,7 @@ def test_what_a_worker_has_to_have_is_looked_at(tmp_path: pathlib.Path) -> None:
         vocabulary="bytes",
         fingerprint=cluster.vocabulary_fingerprint("bytes"),
         versions=(("numpy", preparation.np.__version__),),
+        sources=(claim,),
     )
     assert unfit(Setting(**setting)) == ""
     for change, said in (
@@ -208,6 +209,7 @@ def test_what_a_worker_has_to_have_is_looked_at(tmp_path: pathlib.Path) -> None:
         (dict(versions=(("nothing", "0.1"),)), "has nothing none, not 0.1"),
         (dict(fingerprint="0"), "has another vocabulary bytes"),
         (dict(vocabulary=str(tmp_path / "a.model")), "cannot read the vocabulary"),
+        (dict(sources=(claim / "x",)), "cannot see .*claim/x: .* file system that all"),
         (dict(claimed="0"), "is not on a shared file system"),
         (dict(claim=epath.Path(tmp_path / "none")), "cannot see .*file system that all"),
     ):
@@ -221,7 +223,7 @@ def test_a_lost_scheduler_or_no_worker_for_long_ends_in_one_line(
     claim = epath.Path(tmp_path / "claim")
     claim.write_text("claim")
     fingerprint = cluster.vocabulary_fingerprint("bytes")
-    setting = Setting(claim, cluster.sha256(claim), "bytes", fingerprint, ())
+    setting = Setting(claim, cluster.sha256(claim), "bytes", fingerprint, (), ())
     monkeypatch.setattr(cluster, "_LOOK_SECONDS", 0.5)
     monkeypatch.setattr(cluster, "_WORKERLESS_SECONDS", 2)
     monkeypatch.setattr(cluster, "_Checked", lambda job, setting: job)

@@ -133,7 +133,7 @@ def opens(folder: pathlib.Path, blocks: int, shards: int, fan: Fan) -> int:
     packed = []
     for number in range(blocks):
         block = Block("x", 1, b'{"text": "%d"}\n' % number)
-        done = PackBlock(packing, block, number, f"{number}", epath.Path(folder))()
+        done = PackBlock(packing, block, (0, number), f"{number}", epath.Path(folder))()
         assert isinstance(done, Packed)
         packed.append(PackedBlock(epath.Path(folder), number, done.name, done.bytes))
     WATCHED[:], OPENED[:] = [str(folder)], []
