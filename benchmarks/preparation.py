@@ -4,18 +4,16 @@ Merge: blocks of one row each, as many as a large corpus has, are merged and rea
 in one process; files opened and seconds. `direct` is every shard looking into every block, at a
 size that ends, and per pair of a block and a shard.
 
-Feed: MB of text per second that one process reads, decompresses, cuts and names (what starts the
-jobs of `looped_jax.prepare`), and hands to two workers that do nothing with it: processes of this
-machine, and workers of a Dask scheduler on it.
+Feed: MB of text that one process reads, decompresses, cuts and names (what starts the jobs of
+`looped_jax.prepare`) per second of its own processor time, alone and with two processes that get it
+and do nothing with it; the best of five.
 
     python -m benchmarks.preparation --pile=$PILE_DIR
 """
 
 import argparse
-import contextlib
 import functools
 import pathlib
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,13 +25,10 @@ from tqdm import tqdm
 
 from benchmarks.common import machine, save
 from looped_jax.data import packed_blocks, sorted_runs
-from looped_jax.data.cluster import Cluster, Setting
 from looped_jax.data.documents import Block, Shards
-from looped_jax.data.files import sha256
 from looped_jax.data.packed_blocks import PackBlock, Packed, Packing, block_name
 from looped_jax.data.shard_writer import WriteShard
 from looped_jax.data.sorted_runs import Fan, PackedBlock, plan, run_of
-from looped_jax.data.vocabulary import vocabulary_fingerprint
 from looped_jax.data.workers import Pool, Workers, progress
 
 DIRECT = Fan(files=1, shard=10**9)
@@ -90,7 +85,7 @@ def discard(block: Block) -> int:
 
 
 def feeding(pile: str, workers: Workers | None) -> float:
-    """MB of text per second."""
+    """MB of text per second of this process's own time."""
     source = Shards.find(pile, "train-*")
 
     def blocks() -> Iterator[tuple[Any, int]]:
@@ -98,43 +93,13 @@ def feeding(pile: str, workers: Workers | None) -> float:
             block_name(block)
             yield functools.partial(discard, block), block.read
 
-    start = time.perf_counter()
+    start = time.process_time()
     if workers is None:
         total = sum(len(job.args[0].content) for job, _ in blocks())
     else:
         with progress("feed", 0, "B") as bar:
             total = sum(workers.run(blocks(), bar))
-    return total / 1e6 / (time.perf_counter() - start)
-
-
-@contextlib.contextmanager
-def dask(folder: pathlib.Path) -> Iterator[Cluster]:
-    """A scheduler and two workers on this machine."""
-    address, here = "tcp://127.0.0.1:8798", str(pathlib.Path.cwd())
-    claim = epath.Path(folder / "claim")
-    claim.write_text("")
-    own = ("--no-dashboard",)
-    commands = [
-        ("scheduler", "--host=127.0.0.1", "--port=8798", *own),
-        *(("worker", address, "--nthreads=1", "--no-nanny", *own) for _ in range(2)),
-    ]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", f"distributed.cli.dask_{kind}", *arguments],
-            cwd=here,
-            stderr=subprocess.DEVNULL,
-        )
-        for kind, *arguments in commands
-    ]
-    try:
-        time.sleep(15)
-        setting = Setting(claim, sha256(claim), "bytes", vocabulary_fingerprint("bytes"), (), ())
-        with Cluster(address, setting) as cluster:
-            yield cluster
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    return total / 1e6 / (time.process_time() - start)
 
 
 def main() -> None:
@@ -153,20 +118,14 @@ def main() -> None:
         pairs = blocks * shards
         seconds = found["merge_seconds"] + found["shard_seconds"]
         print(
-            f"{name}: {blocks:,} blocks x {shards:,} shards: {found['files_opened']:,} files opened "
-            f"({found['files_opened'] / pairs:.4f} a pair), {seconds:.1f} s "
-            f"({1000 * seconds / pairs:.3f} ms a pair)"
+            f"{name}: {blocks:,} blocks x {shards:,} shards: {found['files_opened']:,} files "
+            f"opened, {seconds:.1f} s ({1000 * seconds / pairs:.4f} ms a pair)"
         )
         results["merge"].append(found)
     feed = results["feed_mb_per_second"]
-    with tempfile.TemporaryDirectory() as name:
-        feed["reading alone"] = feeding(ARGUMENTS.pile, None)
-        with Pool(2) as pool:
-            feeding(ARGUMENTS.pile, pool)  # They start.
-            feed["to two processes"] = feeding(ARGUMENTS.pile, pool)
-        with dask(pathlib.Path(name)) as cluster:
-            feeding(ARGUMENTS.pile, cluster)
-            feed["through a Dask scheduler"] = feeding(ARGUMENTS.pile, cluster)
+    feed["reading alone"] = max(feeding(ARGUMENTS.pile, None) for _ in range(5))
+    with Pool(2) as pool:
+        feed["to two processes"] = max(feeding(ARGUMENTS.pile, pool) for _ in range(5))
     for way, rate in feed.items():
         print(f"feed, {way}: {rate:,.0f} MB/s")
     save("preparation", results)

@@ -9,6 +9,7 @@ whole.
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import math
 from collections import Counter
@@ -198,19 +199,22 @@ class PackStripe:
 
     def __call__(self) -> list[Packed | Bad]:
         results: list[Packed | Bad] = []
-        index = 0
-        try:
-            for index, block in enumerate(self.part.blocks(self.block_bytes), start=1):
-                if (index - 1) % self.stripes != self.stripe:
-                    continue
-                place, name = (self.file, index - 1), block_name(block)
+        blocks = self.part.blocks(self.block_bytes)
+        for index in itertools.count():
+            place = (self.file, index)
+            try:
+                block = next(blocks)
+            except StopIteration:
+                break
+            except UserError as error:  # The file itself is broken.
+                results.append(Bad(place, [str(error)]))
+                break
+            if index % self.stripes == self.stripe:
+                name = block_name(block)
                 results.append(
                     read_packed(self.folder, place, name)
                     or PackBlock(self.packing, block, place, name, self.folder)()
                 )
-        except UserError as error:  # The file itself is broken: one of them says so.
-            if not self.stripe:
-                results.append(Bad((self.file, index), [str(error)]))
         return results
 
 

@@ -259,11 +259,11 @@ def _pack(
         seed=recipe["seed"],
     )
     done = _Split()
-    bad: list[tuple[Place, str]] = []
+    bad: set[tuple[Place, int, str]] = set()  # All stripes of a broken file say so.
 
     def take(result: Packed | Bad) -> None:
         if isinstance(result, Bad):
-            bad.extend((result.place, message) for message in result.messages)
+            bad.update((result.place, i, said) for i, said in enumerate(result.messages))
         else:
             done.add(result)
 
@@ -306,7 +306,7 @@ def _pack(
                 take(result)
     if not bad:
         write_whole(work / _PACKED, json.dumps({"sources": entries, **done.to_json()}))
-    return done, [message for _, message in sorted(bad, key=lambda of: of[0])][:_LISTED]
+    return done, [message for *_, message in sorted(bad)][:_LISTED]
 
 
 def _parts(source: Source) -> Iterator[Source]:

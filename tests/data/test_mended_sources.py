@@ -10,7 +10,8 @@ from helpers import small_config, write_pile
 from in_process import InProcess, Stopped
 
 from looped_jax.data import preparation
-from looped_jax.data.packed_blocks import PackBlock
+from looped_jax.data.documents import Shards
+from looped_jax.data.packed_blocks import Bad, PackBlock, Packing, PackStripe
 from looped_jax.errors import UserError
 
 FILES, LINES = 3, 40
@@ -160,6 +161,30 @@ def test_a_broken_file_ends_only_itself(
     assert len(prepare(monkeypatch, source, output)) == 1
     prepare(monkeypatch, source, tmp_path / "anew")
     assert files(output) == files(tmp_path / "anew")
+
+
+def test_a_stripe_of_a_file_packs_its_blocks_and_hides_no_fault(tmp_path: pathlib.Path) -> None:
+    source = tmp_path / "train-0.jsonl"
+    source.write_text("".join(line(i) + "\n" for i in range(9)))
+
+    class Broken(Shards):
+        def blocks(self, size: int) -> Any:
+            for number, block in enumerate(super().blocks(size)):
+                if number == 5:
+                    raise UserError("broken")
+                yield block
+
+    whole, broken = Shards((epath.Path(source),)), Broken((epath.Path(source),))
+    packing, folder = Packing(32, "bytes", {}, 0), epath.Path(tmp_path)
+    both = [PackStripe(packing, whole, 3, i, 2, 1, folder)() for i in range(2)]
+    places = [[packed.place for packed in results] for results in both]
+    assert places == [[(3, i) for i in range(first, 9, 2)] for first in range(2)]
+    for i in range(2):  # What one reads of a file that fails now and then, the other may not.
+        *_, last = PackStripe(packing, broken, 3, i, 2, 1, folder)()
+        assert last == Bad((3, 5), ["broken"])
+    nowhere = Packing(32, str(tmp_path / "none.model"), {}, 0)
+    with pytest.raises(UserError, match=r"none\.model"):
+        PackStripe(nowhere, whole, 0, 1, 2, 1, epath.Path(tmp_path / "new"))()
 
 
 def test_many_bad_lines_are_in_a_file_and_the_first_on_the_screen(
