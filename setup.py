@@ -26,6 +26,7 @@ CORE = [
     "zstandard",
 ]
 DATA = ["seqio", "tensorflow", "tensorflow-datasets"]
+DASK = ["distributed"]
 DOCS = ["mkdocs", "mkdocstrings[python]"]
 # All that tests need but TensorFlow, for releases of Python and JAX that it does not follow yet.
 NOTEBOOKS = ["ipykernel", "nbclient"]
@@ -36,6 +37,7 @@ TEST = [
     *GCS,
     *S3,
     "gcp-storage-emulator",
+    *DASK,
     "gguf",
     "hypothesis",
     "jax[tpu]",
@@ -54,6 +56,7 @@ EXTRAS = {
     "cuda": ["jax[cuda12]"],
     "gcs": GCS,
     "s3": S3,
+    "dask": DASK,
     "docs": DOCS,
     "notebooks": NOTEBOOKS,
     "tokenizers": ["tokenizers"],

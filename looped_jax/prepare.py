@@ -4,7 +4,8 @@ python -m looped_jax.prepare --config=experiments/pile_12x2.py --config.data.pat
     --output=$PREPARED_DIR
 
 Then train with --config.data.path=$PREPARED_DIR. The same command again finishes what was
-interrupted.
+interrupted. With --scheduler=tcp://HOST:8786 the workers of a Dask cluster do the work, to the same
+bytes.
 """
 
 from etils import epath
@@ -15,6 +16,11 @@ from looped_jax.errors import UserError
 _FLAGS = cli.Flags()
 _CONFIG = _FLAGS.string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
 _OUTPUT = _FLAGS.string("output", "", "Folder for the shards and their manifest.")
+_SCHEDULER = _FLAGS.string(
+    "scheduler",
+    "",
+    "Address of a Dask scheduler, whose workers see --output too; empty: processes here.",
+)
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -24,7 +30,7 @@ def main(overrides: dict[str, str]) -> None:
     from looped_jax.data import preparation
 
     config = load_experiment(_CONFIG.value, overrides)
-    manifest = preparation.prepare(config, epath.Path(_OUTPUT.value))
+    manifest = preparation.prepare(config, epath.Path(_OUTPUT.value), _SCHEDULER.value)
     print(preparation.describe(manifest))
 
 

@@ -17,7 +17,10 @@ package(default_visibility = ["//visibility:public"])
 '''
 # What TensorFlow is needed for, and what needs that: apart from the rest of data.
 SEQIO = ("data/seqio_downstream.py", "data/seqio_text.py", "data/tasks/seqio_tasks.py")
-PREPARATION = ("data/preparation.py", "data/workers.py")
+PREPARATION = (
+    *("data/claim.py", "data/cluster.py", "data/packed_blocks.py", "data/preparation.py"),
+    *("data/shard_writer.py", "data/sorted_runs.py", "data/workers.py"),
+)
 PACKAGES = (
     *("parallel", "cost", "models", "inference", "data", "evaluation", "training", "analysis"),
     *("interop", "inside", "storage"),

@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 from helpers import small_config
 
+from looped_jax.data.cluster import Cluster, Setting
 from looped_jax.data.preparation import prepare
 from looped_jax.data.tasks.downstream import TASKS
 from looped_jax.data.vocabulary import HuggingFace
@@ -16,6 +17,8 @@ from looped_jax.errors import UserError
 from looped_jax.interop.hf_folder import HfFolder
 from looped_jax.training.job import make_job
 from looped_jax.training.trainer import train
+
+NO_SETTING = Setting(epath.Path("none"), "", "bytes", "", (), ())
 
 
 def open_hf_folder(folder: pathlib.Path) -> HfFolder:
@@ -42,6 +45,7 @@ USES: dict[str, tuple[str, str, Callable[[pathlib.Path], object]]] = {
             epath.Path(folder / "out"),
         ),
     ),
+    "distributed": ("dask", "", lambda _: Cluster("tcp://localhost:8786", NO_SETTING)),
     "tokenizers": ("tokenizers", "", lambda _: HuggingFace("some.json", b"{}")),
     "torch": ("judges", "", open_hf_folder),
     "lm_eval": (

@@ -6,8 +6,12 @@ unit of work in preparing data: reading and cutting is quick and done in one pla
 tokenising are not and are done in many.
 """
 
+import codecs
 import dataclasses
+import glob
 import gzip
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +25,7 @@ from looped_jax.errors import UserError
 # The component of a document that names none.
 UNNAMED = "unnamed"
 _CHUNK = 1 << 20
+_ZSTD_WINDOW = 1 << 31  # Of `zstd --long=31`, the largest; a frame takes what it was made with.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,22 +95,60 @@ def check_apart(identities: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
 def parse(block: Block) -> Iterator[Document]:
     """The documents of a block.
 
-    A line has `text`, with or without a `prompt`, or several of them in a list `turns`. UserError
-    names the file and the line if it is not UTF-8 or not JSON, or has neither.
+    A line has `text`, with or without a `prompt`, or several of them in a list `turns`. Blank lines
+    and a byte order mark at the beginning of a file are skipped. UserError names the file and the
+    line if it is not UTF-8 or not JSON, or has no text.
     """
-    lines = block.content.removesuffix(b"\n").split(b"\n")
-    for number, line in enumerate(lines, start=block.first_line):
-        where = f"{block.where}, line {number}"
-        record = parse_json(line, where)
-        turns = tuple(_turns(record, where))
-        meta = record.get("meta")
-        component = meta.get("pile_set_name") if isinstance(meta, dict) else None
-        document = Document(turns, component if isinstance(component, str) else UNNAMED)
+    for where, line in _lines(block):
+        yield _document(line, where)
+
+
+def bad_lines(block: Block) -> list[str]:
+    """What `parse` would say of each line of a block that it cannot read."""
+    said = []
+    for where, line in _lines(block):
         try:
-            f"{document.component}{document.text}".encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"{where}: it holds a lone surrogate, so is not Unicode") from error
-        yield document
+            _document(line, where)
+        except UserError as error:
+            said.append(str(error))
+    return said
+
+
+def skipped(block: Block) -> Counter[str]:
+    """How many `blank_lines` and `byte_order_marks` of a block `parse` skips."""
+    lines = block.content.count(b"\n") + (not block.content.endswith(b"\n"))
+    return Counter(
+        blank_lines=lines - sum(1 for _ in _lines(block)),
+        byte_order_marks=int(_has_mark(block)),
+    )
+
+
+def _has_mark(block: Block) -> bool:
+    return block.first_line == 1 and block.content.startswith(codecs.BOM_UTF8)
+
+
+def _lines(block: Block) -> Iterator[tuple[str, bytes]]:
+    """The lines that are not blank, each with where it stands."""
+    content = block.content
+    if _has_mark(block):
+        content = content.removeprefix(codecs.BOM_UTF8)
+    lines = content.removesuffix(b"\n").split(b"\n")
+    for number, line in enumerate(lines, start=block.first_line):
+        if line.strip():
+            yield f"{block.where}, line {number}", line
+
+
+def _document(line: bytes, where: str) -> Document:
+    record = parse_json(line, where)
+    turns = tuple(_turns(record, where))
+    meta = record.get("meta")
+    component = meta.get("pile_set_name") if isinstance(meta, dict) else None
+    document = Document(turns, component if isinstance(component, str) else UNNAMED)
+    try:
+        f"{document.component}{document.text}".encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: it holds a lone surrogate, so is not Unicode") from error
+    return document
 
 
 def _turns(record: Any, where: str) -> Iterator[Turn]:
@@ -143,9 +186,15 @@ class Shards:
         root = epath.Path(path)
         if not root.is_dir():
             raise UserError(f"config.data.path={path} is not a folder; {how}")
-        paths = tuple(sorted(root.glob(pattern)))
+        # The folder's own name may hold what a pattern is made of: data[1].
+        paths = tuple(sorted(epath.Path(glob.escape(path)).glob(pattern)))
         if not paths:
             raise UserError(f"no {pattern} in config.data.path={path}; {how}")
+        for each in paths:
+            if each.is_dir():
+                raise UserError(f"{each}, which {pattern} matches, is a folder; narrow the pattern")
+            if not each.exists():
+                raise UserError(f"{each}, which {pattern} matches, is a link to what is not there")
         return cls(paths)
 
     def identity(self) -> list[dict[str, Any]]:
@@ -197,8 +246,8 @@ def _decompressed(file: Any, suffix: str) -> Iterator[bytes | Exception]:
     """Chunks of a shard's content; last an exception if it is corrupt or truncated."""
     if suffix == ".zst":
         # The stream reader takes a truncated frame for a finished one, so look at `eof`.
-        decoder = zstandard.ZstdDecompressor().decompressobj()
-        fresh = True
+        frames = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+        decoder, fresh = frames.decompressobj(), True
         while chunk := file.read(_CHUNK):
             while chunk:
                 try:
@@ -209,7 +258,7 @@ def _decompressed(file: Any, suffix: str) -> Iterator[bytes | Exception]:
                 fresh, chunk = False, b""
                 if decoder.eof:  # Another frame may follow.
                     chunk = decoder.unused_data
-                    decoder, fresh = zstandard.ZstdDecompressor().decompressobj(), True
+                    decoder, fresh = frames.decompressobj(), True
         if not fresh:
             yield ValueError("truncated zstd data")
     elif suffix == ".gz":
@@ -217,7 +266,7 @@ def _decompressed(file: Any, suffix: str) -> Iterator[bytes | Exception]:
             with gzip.open(file) as unzipped:
                 while chunk := unzipped.read(_CHUNK):
                     yield chunk
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError, zlib.error) as error:
             yield ValueError(f"corrupt or truncated gzip data ({error})")
     else:
         while chunk := file.read(_CHUNK):

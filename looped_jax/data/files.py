@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import uuid
 from typing import Any
 
 from etils import epath
@@ -25,6 +26,13 @@ def write_whole(path: epath.Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def write_once(path: epath.Path, content: str | bytes) -> None:
+    """As write_whole, also where several processes may be writing the same content at a time."""
+    own = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    write_whole(own, content)
+    own.replace(path)
 
 
 def sha256(path: epath.Path) -> str:

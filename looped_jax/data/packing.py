@@ -121,6 +121,15 @@ def segments_of(record: bytes) -> list[StoredSegment]:
     return segments
 
 
+def block_places(record: bytes) -> list[int]:
+    """Where in a stored row, as offsets of bytes, the uint32 of its documents' blocks are."""
+    places, at = [], 4
+    for segment in segments_of(record):
+        places.append(at + 4)  # After its component.
+        at += 16 + 4 * len(segment.runs)
+    return places
+
+
 @dataclasses.dataclass(frozen=True)
 class RowReader:
     """Turns stored rows into the arrays of data/rows.py."""

@@ -1,26 +1,25 @@
 """Preparing text: sources -> tokens -> packed rows -> shuffled ArrayRecord shards and a manifest.
 
-Two passes, each over independent pieces of work that are whole or absent, so that they can be done
-in any number of processes, be killed at any moment, and be taken up again with the same result:
+Passes over independent pieces of work that are whole or absent, so that they can be done in any
+number of processes on any number of machines, be killed at any moment, and be taken up again with
+the same result:
 
-1. *Pack.* The sources are cut into blocks of lines. Each block is tokenised and packed; every row
-   draws a random 64-bit key, and the block's rows are written sorted by key.
-2. *Shuffle.* The keys' range is divided evenly between the shards. A shard collects its range from
-   every block, sorts it, and is written. Sorting all rows by independent random keys is a uniform
-   shuffle, and needs no more memory than one shard per process.
+1. *Pack* (data/packed_blocks.py). The sources are cut into blocks of lines, and each is tokenised
+   and packed into rows.
+2. *Shuffle* (data/sorted_runs.py). Every row draws a random key, and rows are sorted by it.
+3. *Write* (data/shard_writer.py). The keys' range is divided evenly between the shards.
 
 Keys follow from (seed, split, block number), blocks from the sources: nothing depends on timing.
+What is done is kept by what it was made of, so that a mended source costs what changed of it.
 """
 
 import dataclasses
 import importlib.metadata
 import json
 import math
-import os
 import shutil
-import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,52 +27,77 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from looped_jax.data.documents import Block, Document, Shards, Source, check_apart, parse
+from looped_jax.data.claim import BAD_LINES, PARTIAL, WORK, abandon, claim
+from looped_jax.data.cluster import Cluster, Setting
+from looped_jax.data.documents import Shards, Source, check_apart
 from looped_jax.data.files import sha256, write_whole
 from looped_jax.data.manifest import BYTES_OF_ID, FORMAT, NAME, Manifest, is_prepared, read_manifest
-from looped_jax.data.packing import Encoded, component_id, pack, segments_of, token_dtype
-from looped_jax.data.text import SPLITS, encode, patterns
+from looped_jax.data.packed_blocks import (
+    Bad,
+    PackBlock,
+    Packed,
+    Packing,
+    PackStripe,
+    Place,
+    block_name,
+    read_packed,
+    remove_packed,
+)
+from looped_jax.data.packing import component_id
+from looped_jax.data.shard_writer import WriteShard
+from looped_jax.data.sorted_runs import Column, PackedBlock, plan, run_of
+from looped_jax.data.text import SPLITS, patterns
 from looped_jax.data.vocabulary import load_vocabulary
-from looped_jax.data.workers import Pool, progress
+from looped_jax.data.workers import Job, Pool, Workers, progress
 from looped_jax.errors import RunError, UserError, from_extra, nearest
 
-PARTIAL = "manifest.partial.json"
-WORK = "work"
+_PACKED = "packed.json"  # Of a split: what pass 1 made of which sources.
 # Bytes of source that a shard stands for when config.prepare.shards is 0.
 _SOURCE_BYTES_PER_SHARD = 1 << 27
-_KEY = struct.Struct("<QI")  # Key and length of a row in a block's file.
-_WRITER_OPTIONS = "group_size:1"  # Rows are read one by one, at random.
 # What decides how text becomes bytes on disk.
 _VERSIONED = ("array_record", "numpy", "zstandard")
+_SHOWN = 20  # Bad lines on the screen.
+# A cluster's jobs in pass 1, and those of one file: each reads it whole, in a hundredth of the time
+# that tokenising it takes.
+_JOBS_PER_WORKER = 2
+_STRIPES = 32
+_LISTED = 10_000  # Bad lines after which no more are looked for.
 
 
-def prepare(config: ConfigDict, output: epath.Path) -> Manifest:
-    """Prepares the splits of config.data in ``output``, or finishes what was begun there.
+class _NothingToKeep(UserError):
+    """What the user has to change is the recipe, so nothing that was done could be gone on with."""
 
-    UserError for bad input (with file and line; ``output`` is then as it was before), or if
-    ``output`` holds anything else than this preparation; RunError if it cannot be written. An
-    unfinished folder has no manifest.json.
+
+def prepare(config: ConfigDict, output: epath.Path, scheduler: str = "") -> Manifest:
+    """Prepares the splits of config.data in ``output``, or finishes what was begun there, in
+    processes of this machine or on the workers of the Dask ``scheduler`` (its address).
+
+    UserError for bad input (with all bad lines; what was done of the others is kept, and the same
+    call goes on when they are mended), or if ``output`` holds anything else than this preparation;
+    RunError if it cannot be written. An unfinished folder has no manifest.json.
     """
     sources = _sources(config)
     recipe = _recipe(config, sources)
-    _claim(output, recipe)
+    fresh = claim(output, recipe)
     if is_prepared(output):
         return read_manifest(output)
     try:
-        with Pool(config.prepare.workers) as pool:
-            splits = {
-                split: _prepare_split(recipe, split, source, output, pool)
-                for split, source in sources.items()
-            }
+        workers = _workers(config, recipe, sources, output, scheduler)
+    except BaseException:
+        if fresh:
+            abandon(output)
+        raise
+    try:
+        with workers:
+            splits = _prepare(recipe, sources, output, workers)
         with (output / BYTES_OF_ID).open("wb") as file:
             np.save(file, load_vocabulary(recipe["vocabulary"]["name"]).bytes_of_id)
         manifest = Manifest(output, recipe, splits)
         write_whole(output / NAME, manifest.to_json())
         (output / PARTIAL).unlink()
         shutil.rmtree(output / WORK)
-    except UserError:
-        # The input has to change, and with it the recipe: nothing here could be gone on with.
-        _abandon(output)
+    except _NothingToKeep:
+        abandon(output)
         raise
     except OSError as error:
         raise RunError(
@@ -81,6 +105,28 @@ def prepare(config: ConfigDict, output: epath.Path) -> Manifest:
             "finished is kept: make room and start the same command again"
         ) from error
     return manifest
+
+
+def _workers(
+    config: ConfigDict,
+    recipe: dict[str, Any],
+    sources: dict[str, Source],
+    output: epath.Path,
+    scheduler: str,
+) -> Workers:
+    if not scheduler:
+        return Pool(config.prepare.workers)
+    vocabulary = recipe["vocabulary"]
+    shards = (source for source in sources.values() if isinstance(source, Shards))
+    setting = Setting(
+        claim=output / PARTIAL,
+        claimed=sha256(output / PARTIAL),
+        vocabulary=vocabulary["name"],
+        fingerprint=vocabulary["sha256"],
+        versions=tuple(recipe["versions"].items()),
+        sources=tuple(source.paths[0] for source in shards),
+    )
+    return Cluster(scheduler, setting)
 
 
 def _sources(config: ConfigDict) -> dict[str, Source]:
@@ -97,6 +143,8 @@ def _sources(config: ConfigDict) -> dict[str, Source]:
 
 
 def _recipe(config: ConfigDict, sources: dict[str, Source]) -> dict[str, Any]:
+    if not config.data.length:
+        raise UserError("config.data.length must be set: tokens of a row")
     vocabulary = load_vocabulary(config.data.vocabulary)
     splits: dict[str, dict[str, Any]] = {}
     for split in tqdm(sources, desc="hashing sources", unit="split", leave=False):
@@ -127,105 +175,227 @@ def _recipe(config: ConfigDict, sources: dict[str, Source]) -> dict[str, Any]:
     }
 
 
-def _claim(output: epath.Path, recipe: dict[str, Any]) -> None:
-    """Makes ``output`` this preparation's; UserError if it is something else already."""
-    finished = is_prepared(output)
-    partial = output / PARTIAL
-    if finished or partial.exists():
-        there = read_manifest(output).recipe if finished else json.loads(partial.read_text())
-        if there != recipe:
-            raise UserError(
-                f"{output} holds another preparation ({_difference(recipe, there)}); "
-                "choose another --output, or remove that folder"
-            )
-        return
-    begun = {f"{PARTIAL}.tmp"}  # All that a kill before this line can leave.
-    if output.exists() and not (output.is_dir() and {p.name for p in output.iterdir()} <= begun):
-        raise UserError(f"{output} exists and is not prepared data; choose another --output")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        write_whole(partial, json.dumps(recipe))
-    except OSError as error:
-        raise UserError(f"cannot write in {output}: {error.strerror}") from error
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    """What pass 1 made of a split: name and bytes of each block, and sums of what
+    Packed counts."""
+
+    blocks: dict[Place, tuple[str, int]] = dataclasses.field(default_factory=dict)
+    components: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)
+    skipped: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    def add(self, packed: Packed) -> None:
+        """Counts a block in."""
+        self.blocks[packed.place] = (packed.name, packed.bytes)
+        for name, counts in packed.components.items():
+            self.components.setdefault(name, Counter()).update(counts)
+        self.skipped.update(packed.skipped)
+
+    def in_order(self) -> list[tuple[str, int]]:
+        """Name and bytes of the blocks, as they stand in the source."""
+        return [self.blocks[place] for place in sorted(self.blocks)]
+
+    def to_json(self) -> dict[str, Any]:
+        """As `from_json` reads it."""
+        return {"blocks": self.in_order(), "components": self.components, "skipped": self.skipped}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "_Split":
+        """Of what `to_json` gave."""
+        return cls(
+            {(0, at): (name, size) for at, (name, size) in enumerate(content["blocks"])},
+            {name: Counter(counts) for name, counts in content["components"].items()},
+            Counter(content["skipped"]),
+        )
 
 
-def _abandon(output: epath.Path) -> None:
-    """Removes what an unfinished preparation has written."""
-    shutil.rmtree(output / WORK, ignore_errors=True)
-    for shard in output.glob("*.array_record*"):
-        shard.unlink()
-    (output / PARTIAL).unlink()
-    if not any(output.iterdir()):
-        output.rmdir()
-
-
-def _difference(here: Any, there: Any, at: str = "") -> str:
-    """The first difference between two recipes, in words."""
-    if isinstance(here, dict) and isinstance(there, dict):
-        for key in {**here, **there}:
-            if here.get(key) != there.get(key):
-                return _difference(here.get(key), there.get(key), f"{at}.{key}" if at else key)
-    if isinstance(here, list) and isinstance(there, list) and len(here) == len(there):
-        for ours, theirs in zip(here, there, strict=True):
-            if ours != theirs:
-                return _difference(ours, theirs, f"{at} {ours.get('file', '')}".strip())
-    shown = [s if len(s := repr(x)) < 80 else f"{s[:80]}…" for x in (here, there)]
-    return f"{at}: {shown[0]} now, {shown[1]} there"
-
-
-def _prepare_split(
-    recipe: dict[str, Any], split: str, source: Source, output: epath.Path, pool: "Pool"
+def _prepare(
+    recipe: dict[str, Any], sources: dict[str, Source], output: epath.Path, workers: Workers
 ) -> dict[str, Any]:
+    """All splits' parts of the manifest. Every source is read before the first shard is written:
+    their bad lines are known together."""
+    packed: dict[str, _Split] = {}
+    bad: list[str] = []
+    for split, source in sources.items():
+        packed[split], messages = _pack(recipe, split, source, output, workers)
+        bad += messages
+    if bad:
+        raise UserError(_said(bad, output))
+    (output / BAD_LINES).unlink(missing_ok=True)
+    for split in packed:
+        _check_split(recipe, split, packed[split])
+    return {split: _shuffle(recipe, split, packed[split], output, workers) for split in packed}
+
+
+def _said(bad: list[str], output: epath.Path) -> str:
+    """What is said of bad lines; all of them are written into a file."""
+    write_whole(output / BAD_LINES, "".join(f"{line}\n" for line in bad))
+    kept = (
+        f"what is done of the rest is kept in {output}: mend this and start the same command again"
+    )
+    if len(bad) == 1:
+        return f"{bad[0]}; {kept}"
+    more = f"\n  and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
+    ended = "; no more were looked for" if len(bad) >= _LISTED else ""
+    return (
+        f"{len(bad):,} faults in the input, all of them in {output / BAD_LINES}{ended}:\n  "
+        + "\n  ".join(bad[:_SHOWN])
+        + f"{more}\n{kept}"
+    )
+
+
+def _pack(
+    recipe: dict[str, Any], split: str, source: Source, output: epath.Path, workers: Workers
+) -> tuple[_Split, list[str]]:
+    """Pass 1 of a split: what came of it, and messages on what is bad, in the source's order."""
     work = output / WORK / split
     work.mkdir(parents=True, exist_ok=True)
-    total = sum(entry["bytes"] for entry in recipe["splits"][split]["sources"])
-    count = 0
-    with progress(f"{split}: tokenise and pack", total, "B") as bar:
+    entries = recipe["splits"][split]["sources"]
+    if (known := _known(work, entries)) is not None:
+        return known, []
+    packing = Packing(
+        length=recipe["length"],
+        vocabulary=recipe["vocabulary"]["name"],
+        weights=recipe["weights"] if split == "train" else {},
+        seed=recipe["seed"],
+    )
+    done = _Split()
+    bad: set[tuple[Place, int, str]] = set()  # All stripes of a broken file say so.
 
-        def packing() -> Iterator[tuple[Callable[[], Any] | None, int]]:
-            nonlocal count
-            for number, block in enumerate(source.blocks(recipe["block_bytes"])):
-                count = number + 1
-                done = _block_file(work, number, "json").exists()
-                job = None if done else _PackBlock(recipe, split, block, number, work)
-                yield job, block.read
+    def take(result: Packed | Bad) -> None:
+        if isinstance(result, Bad):
+            bad.update((result.place, i, said) for i, said in enumerate(result.messages))
+        else:
+            done.add(result)
 
-        pool.run(packing(), bar)
-    components = _components(work, count)
-    if split == "train":
-        _check_weights(recipe["weights"], set(components))
+    def blocks() -> Iterator[tuple[Job | None, int]]:
+        """One reads the source, and hands out what is to be done."""
+        for file, part in enumerate(_parts(source)):
+            place = (file, 0)
+            try:
+                for block in part.blocks(recipe["block_bytes"]):
+                    name = block_name(block)
+                    packed = read_packed(work, place, name)
+                    if packed is not None:
+                        take(packed)
+                    job = PackBlock(packing, block, place, name, work)
+                    yield (job if packed is None else None), block.read
+                    place = (file, place[1] + 1)
+                    if len(bad) >= _LISTED:
+                        return
+            except UserError as error:  # The file itself is broken: go on with the next one.
+                take(Bad(place, [str(error)]))
+
+    def stripes() -> Iterator[tuple[Job | None, int]]:
+        """Workers of other machines read the source themselves: one could not read for all."""
+        for file, (part, entry) in enumerate(zip(_parts(source), entries, strict=True)):
+            wanted = math.ceil(_JOBS_PER_WORKER * workers.capacity() / len(entries))
+            number = max(1, min(wanted, entry["bytes"] // recipe["block_bytes"], _STRIPES))
+            for i in range(number):
+                if len(bad) >= _LISTED:
+                    return
+                job = PackStripe(packing, part, file, i, number, recipe["block_bytes"], work)
+                yield job, entry["bytes"] // number
+
+    with progress(f"{split}: tokenise and pack", sum(e["bytes"] for e in entries), "B") as bar:
+        if isinstance(workers, Cluster) and isinstance(source, Shards):
+            for results in workers.run(stripes(), bar):
+                for result in results:
+                    take(result)
+        else:
+            for result in workers.run(blocks(), bar):
+                take(result)
+    if not bad:
+        write_whole(work / _PACKED, json.dumps({"sources": entries, **done.to_json()}))
+    return done, [message for *_, message in sorted(bad)][:_LISTED]
+
+
+def _parts(source: Source) -> Iterator[Source]:
+    """A source file by file, where it is made of files: what is broken in one ends that one."""
+    if isinstance(source, Shards):
+        for path in source.paths:
+            yield dataclasses.replace(source, paths=(path,))
+    else:
+        yield source
+
+
+def _known(work: epath.Path, entries: list[dict[str, Any]]) -> _Split | None:
+    """What an earlier command made of the same sources, where it got through them."""
+    if not (work / _PACKED).exists():
+        return None
+    content = json.loads((work / _PACKED).read_text())
+    return _Split.from_json(content) if content["sources"] == entries else None
+
+
+def _shuffle(
+    recipe: dict[str, Any], split: str, packed: _Split, output: epath.Path, workers: Workers
+) -> dict[str, Any]:
+    """Passes 2 and 3 of a split: its part of the manifest."""
+    work = output / WORK / split
     shards = recipe["splits"][split]["shards"]
-    jobs = [_WriteShard(split, shard, shards, count, work, output) for shard in range(shards)]
-    with progress(f"{split}: shuffle and write", shards, "shard") as bar:
-        written = pool.run(((job, 1) for job in jobs), bar)
-    return _summary(recipe, split, components, written)
+    columns = _sort(recipe, split, packed, work, workers)
+    written: list[dict[str, Any]] = []
+
+    def jobs() -> Iterator[tuple[Job | None, int]]:
+        for shard in range(shards):
+            runs = tuple(run_of(column, shard) for column in columns)
+            job = WriteShard(split, shard, shards, runs, work, output)
+            if (known := job.known()) is not None:
+                written.append(known)
+            yield (job if known is None else None), 1
+
+    with progress(f"{split}: write", shards, "shard") as bar:
+        for result in workers.run(jobs(), bar):
+            written.append(result)
+    return _summary(recipe, split, packed, written)
 
 
-def _components(work: epath.Path, blocks: int) -> dict[str, Counter[str]]:
-    """Component -> what was packed of it, over all blocks."""
-    components: dict[str, Counter[str]] = {}
-    for number in range(blocks):
-        for name, counts in _read_json(_block_file(work, number, "json"))["components"].items():
-            components.setdefault(name, Counter()).update(counts)
-    return components
+def _sort(
+    recipe: dict[str, Any], split: str, packed: _Split, work: epath.Path, workers: Workers
+) -> list[Column]:
+    """The columns that the shards are read from; what they were made of is removed."""
+    blocks = [
+        PackedBlock(work, number, name, size)
+        for number, (name, size) in enumerate(packed.in_order())
+    ]
+    seed = (recipe["seed"], SPLITS.index(split))
+    levels = plan(blocks, seed, recipe["splits"][split]["shards"], work)
+    first = next((i for i in range(len(levels), 0, -1) if levels[i - 1].is_whole()), 0)
+    jobs = sum(len(level.jobs) for level in levels[first:])
+    with progress(f"{split}: shuffle", jobs, "run") as bar:
+        for number in range(first, len(levels)):
+            todo = ((None if job.run.path.exists() else job, 1) for job in levels[number].jobs)
+            list(workers.run(todo, bar))
+            if number:
+                for path in levels[number - 1].files():
+                    path.unlink(missing_ok=True)
+            else:
+                for block in blocks:
+                    remove_packed(work, block.name)
+    return levels[-1].columns
 
 
-def _check_weights(weights: dict[str, float], components: set[str]) -> None:
-    for name in weights:
+def _check_split(recipe: dict[str, Any], split: str, packed: _Split) -> None:
+    """UserError if it has no rows, or there is a weight of what it has not."""
+    components = packed.components
+    if not components:
+        files = ", ".join(entry["file"] for entry in recipe["splits"][split]["sources"])
+        raise UserError(f"{split}: there is no document in {files[:200]}")
+    for name in recipe["weights"] if split == "train" else ():
         if name not in components:
-            raise UserError(
+            raise _NothingToKeep(
                 f"config.prepare.weights: no document of train has component {name!r}"
                 + (nearest(name, components) or f"; there are {', '.join(sorted(components))}")
             )
+    if not any(counts["tokens"] for counts in components.values()):
+        raise _NothingToKeep(f"{split}: no document is left; see config.prepare.weights")
 
 
 def _summary(
-    recipe: dict[str, Any],
-    split: str,
-    components: dict[str, Counter[str]],
-    shards: list[dict[str, Any]],
+    recipe: dict[str, Any], split: str, packed: _Split, shards: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """A split's part of the manifest; RunError unless every token that went in came out."""
+    components = packed.components
     by_id = {component_id(name): name for name in components}
     if len(by_id) != len(components):
         raise RunError(f"two of the components {', '.join(components)} have the same hash")
@@ -239,159 +409,14 @@ def _summary(
                 f"{split}: {counts['tokens']} tokens of {name} went in, {tokens_out[name]} came out"
             )
     rows, tokens = sum(shard["rows"] for shard in shards), sum(tokens_out.values())
-    if not rows:
-        raise UserError(f"{split}: no document is left; see config.prepare.weights")
     return {
         "rows": rows,
         "tokens": tokens,
         "padding": rows * recipe["length"] - tokens,
         "components": {name: dict(components[name]) for name in sorted(components)},
+        **({"skipped": dict(packed.skipped)} if packed.skipped else {}),
         "shards": sorted(shards, key=lambda shard: str(shard["file"])),
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class _PackBlock:
-    """Pass 1 for one block: writes NUMBER.rows, then NUMBER.json, which says that it is whole."""
-
-    recipe: dict[str, Any]
-    split: str
-    block: Block
-    number: int
-    work: epath.Path
-
-    def __call__(self) -> None:
-        recipe = self.recipe
-        vocabulary = load_vocabulary(recipe["vocabulary"]["name"])
-        components: dict[str, Counter[str]] = {}
-
-        def encoded() -> Iterator[Encoded]:
-            for number, document in enumerate(parse(self.block)):
-                copies = _copies(document, recipe) if self.split == "train" else 1
-                ids, trained = encode(document, vocabulary)
-                counts = components.setdefault(document.component, Counter(copies=0, tokens=0))
-                counts["documents"] += 1
-                counts["text_bytes"] += len(document.text.encode())
-                counts["decoded_bytes"] += int(vocabulary.bytes_of_id[ids].sum())
-                counts["text_tokens"] += len(ids)
-                for _ in range(copies):
-                    counts["copies"] += 1
-                    counts["tokens"] += len(ids) + 1  # Its EOS is predicted too.
-                    component = component_id(document.component)
-                    yield Encoded(ids, trained, component, (self.number, number))
-
-        dtype, around = token_dtype(vocabulary.size), (vocabulary.bos, vocabulary.eos)
-        rows = list(pack(encoded(), recipe["length"], dtype, around))
-        if vocabulary.lossless:
-            for name, counts in components.items():
-                if counts["text_bytes"] != counts["decoded_bytes"]:
-                    raise RunError(
-                        f"{self.block.where}, from line {self.block.first_line}: "
-                        f"{counts['text_bytes']} bytes of {name} became tokens of "
-                        f"{counts['decoded_bytes']} bytes"
-                    )
-        seed = [recipe["seed"], SPLITS.index(self.split), self.number]
-        keys = np.random.default_rng(seed).integers(0, 1 << 64, len(rows), np.uint64)
-        order = np.argsort(keys, kind="stable")
-        parts = [_KEY.pack(int(keys[i]), len(rows[i])) + rows[i] for i in order]
-        ends = np.cumsum([0] + [len(part) for part in parts])
-        starts = np.searchsorted(
-            _shard_of(keys[order], recipe["splits"][self.split]["shards"]),
-            np.arange(recipe["splits"][self.split]["shards"] + 1),
-        )
-        write_whole(_block_file(self.work, self.number, "rows"), b"".join(parts))
-        summary = {"offsets": ends[starts].tolist(), "components": components}
-        write_whole(_block_file(self.work, self.number, "json"), json.dumps(summary))
-
-
-def _shard_of(keys: np.ndarray, shards: int) -> np.ndarray:
-    return ((keys >> np.uint64(32)) * np.uint64(shards)) >> np.uint64(32)
-
-
-def _copies(document: Document, recipe: dict[str, Any]) -> int:
-    """How often a document is written.
-
-    In a component of weight w: floor(w) times, and once more for a share w - floor(w) of its
-    documents, chosen by a hash of seed and text.
-    """
-    weight = recipe["weights"].get(document.component, 1.0)
-    whole = math.floor(weight)
-    drawn = component_id(f"{recipe['seed']} {document.text}") / (1 << 32)
-    return whole + (drawn < weight - whole)
-
-
-@dataclasses.dataclass(frozen=True)
-class _WriteShard:
-    """Pass 2 for one shard: collects its rows from all blocks, sorts and writes them."""
-
-    split: str
-    shard: int
-    shards: int
-    blocks: int
-    work: epath.Path
-    output: epath.Path
-
-    def __call__(self) -> dict[str, Any]:
-        path = self.output / f"{self.split}-{self.shard:05}-of-{self.shards:05}.array_record"
-        marker = self.work / f"{path.name}.json"
-        if not (marker.exists() and path.exists()):
-            description = self._write(path)
-            write_whole(marker, json.dumps(description))
-        return _read_json(marker)
-
-    def _write(self, path: epath.Path) -> dict[str, Any]:
-        from array_record.python import array_record_module
-
-        rows: list[tuple[int, bytes]] = []
-        for number in range(self.blocks):
-            offsets = _read_json(_block_file(self.work, number, "json"))["offsets"]
-            start, end = offsets[self.shard], offsets[self.shard + 1]
-            with _block_file(self.work, number, "rows").open("rb") as file:
-                file.seek(start)
-                content = file.read(end - start)
-            at = 0
-            while at < len(content):
-                key, size = _KEY.unpack_from(content, at)
-                at += _KEY.size
-                rows.append((key, content[at : at + size]))
-                at += size
-        rows.sort(key=lambda row: row[0])  # Stable: equal keys stay in the order of blocks.
-        temporary = path.with_name(f"{path.name}.tmp")
-        tokens: Counter[int] = Counter()
-        try:
-            writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), _WRITER_OPTIONS)
-            for _, record in rows:
-                writer.write(record)
-                for segment in segments_of(record):
-                    tokens[segment.component] += sum(segment.runs)
-            writer.close()
-            reader = array_record_module.ArrayRecordReader(os.fspath(temporary))
-            whole = reader.num_records() == len(rows)
-            reader.close()
-        except Exception as error:  # The library raises RuntimeError, or ValueError on reading.
-            raise _not_written(temporary, str(error)) from error
-        if not whole:
-            raise _not_written(temporary, "it has not all of its rows")
-        temporary.replace(path)
-        return {
-            "file": path.name,
-            "rows": len(rows),
-            "bytes": path.stat().length,
-            "sha256": sha256(path),
-            "tokens": tokens,
-        }
-
-
-def _not_written(path: epath.Path, reason: str) -> OSError:
-    return OSError(0, " ".join(reason.split())[:200], os.fspath(path))
-
-
-def _block_file(work: epath.Path, number: int, kind: str) -> epath.Path:
-    return work / f"{number:06}.{kind}"
-
-
-def _read_json(path: epath.Path) -> Any:
-    return json.loads(path.read_text())
 
 
 def describe(manifest: Manifest) -> str:
@@ -408,4 +433,6 @@ def describe(manifest: Manifest) -> str:
             f"{split:10}  {counts['rows']:,} rows of {manifest.recipe['length']}, "
             f"{counts['padding']:,} places of padding, {len(counts['shards'])} shards"
         )
+        for what, number in counts.get("skipped", {}).items():
+            lines.append(f"{split:10}  {number:,} {what.replace('_', ' ')} skipped")
     return "\n".join(lines)

@@ -1,19 +1,68 @@
-"""Worker processes: jobs in parallel, a bounded number at a time, ended with their parent."""
+"""Jobs in parallel, a bounded number at a time: in processes that end with their parent, or on the
+workers of a cluster (data/cluster.py)."""
 
+import abc
 import concurrent.futures
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self
 
 from tqdm import tqdm
 
 from looped_jax.errors import RunError
 
+Job = Callable[[], Any]  # It can be pickled.
 
-class Pool:
-    """Runs jobs in processes, a bounded number at a time."""
+
+class Workers(abc.ABC):
+    """Where jobs are run."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    @abc.abstractmethod
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None: ...
+
+    @abc.abstractmethod
+    def capacity(self) -> int:
+        """How many jobs run at a time."""
+
+    @abc.abstractmethod
+    def submit(self, job: Job) -> Any:
+        """A future."""
+
+    @abc.abstractmethod
+    def wait(self, futures: Iterable[Any]) -> set[Any]:
+        """Waits until at least one is done; those that are."""
+
+    @abc.abstractmethod
+    def result(self, future: Any) -> Any:
+        """What its job returned, or raises what that raised; RunError if its worker died."""
+
+    def run(self, jobs: Iterable[tuple[Job | None, int]], bar: tqdm) -> Iterator[Any]:
+        """Results of the jobs in the order of their ends (None: nothing to do); advances the bar
+        by each job's share. Jobs are taken from ``jobs`` as there is room for them."""
+        pending: dict[Any, int] = {}
+
+        def collect(until: int) -> Iterator[Any]:
+            while len(pending) > until:
+                for future in self.wait(pending):
+                    bar.update(pending.pop(future))
+                    yield self.result(future)
+
+        for job, share in jobs:
+            if job is None:
+                bar.update(share)
+            else:
+                pending[self.submit(job)] = share
+                yield from collect(2 * self.capacity())
+        yield from collect(0)
+
+
+class Pool(Workers):
+    """Processes of this machine; ``workers`` of them, 0: one per core."""
 
     def __init__(self, workers: int):
         self._workers = workers or os.cpu_count() or 1
@@ -21,33 +70,26 @@ class Pool:
             self._workers, multiprocessing.get_context("spawn"), _end_with_parent
         )
 
-    def __enter__(self) -> "Pool":
-        return self
-
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._executor.shutdown(wait=True, cancel_futures=kind is not None)
 
-    def run(self, jobs: Iterable[tuple[Callable[[], Any] | None, int]], bar: tqdm) -> list[Any]:
-        """Results of the jobs in the order of their ends (None: nothing to do); advances the bar
-        by each job's share."""
-        results = []
-        pending: dict[concurrent.futures.Future[Any], int] = {}
+    def capacity(self) -> int:
+        return self._workers
 
-        def collect(until: int) -> None:
-            while len(pending) > until:
-                done, _ = concurrent.futures.wait(pending, return_when="FIRST_COMPLETED")
-                for future in done:
-                    bar.update(pending.pop(future))
-                    results.append(_result(future))
+    def submit(self, job: Job) -> concurrent.futures.Future[Any]:
+        return self._executor.submit(job)
 
-        for job, share in jobs:
-            if job is None:
-                bar.update(share)
-            else:
-                pending[self._executor.submit(job)] = share
-                collect(2 * self._workers)
-        collect(0)
-        return results
+    def wait(self, futures: Iterable[Any]) -> set[Any]:
+        return concurrent.futures.wait(futures, return_when="FIRST_COMPLETED").done
+
+    def result(self, future: concurrent.futures.Future[Any]) -> Any:
+        try:
+            return future.result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise RunError(
+                "a worker process died (out of memory?); start the same command again, with fewer "
+                "--config.prepare.workers if it did not say why"
+            ) from error
 
 
 def _end_with_parent() -> None:
@@ -60,16 +102,6 @@ def _end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _result(future: concurrent.futures.Future[Any]) -> Any:
-    try:
-        return future.result()
-    except concurrent.futures.process.BrokenProcessPool as error:
-        raise RunError(
-            "a worker process died (out of memory?); start the same command again, with fewer "
-            "--config.prepare.workers if it did not say why"
-        ) from error
 
 
 def progress(description: str, total: int, unit: str) -> tqdm:

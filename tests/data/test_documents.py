@@ -1,6 +1,7 @@
 import gzip
 import json
 import pathlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,7 +10,16 @@ from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from looped_jax.data.documents import UNNAMED, Document, Shards, Turn, cut_blocks, parse
+from looped_jax.data.documents import (
+    UNNAMED,
+    Document,
+    Shards,
+    Turn,
+    bad_lines,
+    cut_blocks,
+    parse,
+    skipped,
+)
 from looped_jax.errors import UserError
 
 DOCUMENTS = ["First document.", "Zweites Dokument: ä ö ü ⊗", "", "a\nb"]
@@ -128,7 +138,7 @@ BAD_LINES = {
     b'{"turns": "a"}\n': 'line 5: "turns" is not a list of {"prompt": ',
     b'{"turns": [{"text": "a"}, "b"]}\n': 'no "text" field with a string in each of "turns"',
     b'{"turns": [{"text": "a"}], "text": "b"}\n': 'line 5: "turns" and "text" or "prompt" beside',
-    b"\n": "line 5: not JSON",
+    "\ufeff{}\n".encode(): "line 5: not JSON (Unexpected UTF-8 BOM",
 }
 
 
@@ -140,6 +150,58 @@ def test_a_bad_line_is_named(line: bytes, size: int, tmp_path: pathlib.Path) -> 
         texts(shard, size=size)
     assert str(error.value).startswith(f"{shard}, ")
     assert BAD_LINES[line] in str(error.value)
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_blank_lines_and_a_byte_order_mark_are_skipped_and_counted(
+    size: int, tmp_path: pathlib.Path
+) -> None:
+    first, *others = lines(DOCUMENTS).splitlines(keepends=True)
+    content = b"\xef\xbb\xbf\n" + first + b"\n \t\r\n" + b"".join(others) + b"\r\n\n"
+    path = write_zst(tmp_path / "a.jsonl.zst", content)
+    assert texts(path, size=size) == DOCUMENTS
+    blocks = Shards((epath.Path(path),)).blocks(size)
+    counts = sum((skipped(block) for block in blocks), Counter())
+    assert counts == {"blank_lines": 5, "byte_order_marks": 1}
+    # What is wrong after them stands where an editor says it does.
+    write_zst(path, content + b"{}\n")
+    with pytest.raises(UserError, match="line 10: no"):
+        texts(path, size=size)
+
+
+def test_all_bad_lines_of_a_block_are_named(tmp_path: pathlib.Path) -> None:
+    path = write_zst(tmp_path / "a.jsonl.zst", lines(DOCUMENTS[:1]) + b"\n".join(BAD_LINES))
+    (block,) = Shards((epath.Path(path),)).blocks(1 << 20)
+    said = bad_lines(block)
+    # Of lines that end in a newline, the empty ones between are skipped.
+    assert len(said) == len(BAD_LINES)
+    for number, (message, why) in enumerate(zip(said, BAD_LINES.values(), strict=True)):
+        expected = why.replace("line 5", f"line {2 + 2 * number}")
+        assert expected in message
+
+
+def test_a_window_of_any_size_is_read(tmp_path: pathlib.Path) -> None:
+    """As `zstd --long=31` writes them: refused by default, with words of too little memory."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=31)
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(stream.compress(lines(DOCUMENTS)) + stream.flush())
+    assert zstandard.get_frame_parameters(path.read_bytes()).window_size == 1 << 31
+    assert texts(path) == DOCUMENTS
+
+
+def test_a_damaged_gzip_file_is_named_wherever_it_is_damaged(tmp_path: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
+    whole = gzip.compress(lines(["".join(map(chr, rng.integers(97, 123, 4000)))] * 100))
+    gz = tmp_path / "a.jsonl.gz"
+    for at in (0, 5, 12, 40, len(whole) // 2, len(whole) - 6, len(whole) - 1):
+        gz.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            read = texts(gz)
+        except UserError as error:
+            assert "corrupt or truncated gzip data" in str(error)
+        else:
+            assert at == 5 and len(read) == 100  # The time of its making.
 
 
 def test_an_empty_shard_is_named(tmp_path: pathlib.Path) -> None:
@@ -168,6 +230,23 @@ def test_a_corrupt_or_truncated_shard_is_named_with_the_line_reached(
     gz.write_bytes(packed[: len(packed) // 2])
     with pytest.raises(UserError, match="corrupt or truncated gzip data"):
         texts(gz)
+
+
+def test_what_a_pattern_matches_is_a_file(tmp_path: pathlib.Path) -> None:
+    folder = tmp_path / "data[1]*"  # What stands in a path is no pattern.
+    folder.mkdir()
+    (folder / "train-0.jsonl").write_bytes(lines(DOCUMENTS))
+    found = Shards.find(str(folder), "train-*")
+    assert [path.name for path in found.paths] == ["train-0.jsonl"]
+    (folder / "train-1.jsonl").symlink_to(tmp_path / "gone")
+    with pytest.raises(
+        UserError, match=r"train-1.jsonl, which train-\* matches, is a link to what"
+    ):
+        Shards.find(str(folder), "train-*")
+    (folder / "train-1.jsonl").unlink()
+    (folder / "train-1.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"train-1.jsonl, which train-\* matches, is a folder"):
+        Shards.find(str(folder), "train-*")
 
 
 def test_a_missing_folder_or_shard_says_what_to_do(tmp_path: pathlib.Path) -> None:

@@ -313,10 +313,14 @@ def test_a_bad_record_is_named_and_nothing_passes_for_whole(
     more = "--config.data.train_files=train-*.jsonl*"
     _, line = finish(run(bad, tmp_path / "out", more), code=2)
     assert 'train-00002.jsonl, line 2: no "text" field with a string' in line
-    assert not (tmp_path / "out").exists()
-    # With the shard mended the same command goes through: nothing was claimed.
+    assert not list((tmp_path / "out").glob("*.array_record"))
+    with pytest.raises(UserError):
+        resolve(config(tmp_path / "out")).check()
+    # With the shard mended the same command goes through.
     (bad / "train-00002.jsonl").write_text('{"text": "good"}\n')
     finish(run(bad, tmp_path / "out", more))
+    finish(run(bad, tmp_path / "anew", more))
+    assert files(tmp_path / "out") == files(tmp_path / "anew")
 
 
 def test_a_shard_is_never_in_two_splits_nor_twice_in_one(
@@ -385,7 +389,9 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_finishes(
     assert files(output) == files(prepared)
 
 
-def test_bad_flags_get_one_line(fails_in_one_line: Any, tmp_path: pathlib.Path) -> None:
+def test_bad_flags_get_one_line(
+    fails_in_one_line: Any, pile: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     assert "say --config=FILE and --output=DIR" in fails_in_one_line("looped_jax.prepare")
     arguments = ("--config=experiments/pile_12x2.py", f"--output={tmp_path / 'out'}")
     line = fails_in_one_line("looped_jax.prepare", *arguments, "--config.data.path=/nowhere")
@@ -394,4 +400,7 @@ def test_bad_flags_get_one_line(fails_in_one_line: Any, tmp_path: pathlib.Path) 
         "looped_jax.prepare", *arguments, "--config.prepare.weights=(('ArXiv',-1),)"
     )
     assert "is not (component, copies)" in line
+    path = f"--config.data.path={pile}"
+    line = fails_in_one_line("looped_jax.prepare", *arguments, path, "--config.data.length=0")
+    assert "config.data.length must be set" in line
     assert not (tmp_path / "out").exists()
