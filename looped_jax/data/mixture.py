@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from looped_jax.data.documents import check_apart
@@ -208,6 +209,10 @@ class MixtureData:
         identities = {}
         for name, data in self.sources.items():
             with _naming(name):
+                if not epath.Path(data.path).is_dir():
+                    raise UserError(
+                        f"{data.path} is not a folder; give one that looped_jax.prepare has written"
+                    )
                 data.check()
                 identities[name] = data.identities()
         for name, own in identities.items():

@@ -130,7 +130,8 @@ def _claim(config: ConfigDict, workdir: epath.Path) -> None:
 def _hint(config: ConfigDict, there: ConfigDict, workdir: epath.Path) -> str:
     """How to have a run with another number of steps, or other rates of its sources from here on,
     where nothing else differs."""
-    steps, differing = saved_steps(workdir), config_lib.differing_keys(config, there)
+    steps = [step for step in saved_steps(workdir) if step < config.train.steps]
+    differing = config_lib.differing_keys(config, there)
     if not differing or not {*differing} <= {"train.steps", "data.rates"} or not steps:
         return ""
     why = ""

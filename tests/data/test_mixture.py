@@ -310,7 +310,10 @@ def test_what_cannot_be_mixed_is_said_before_the_run_starts(
     for config, message in (
         (mixed({**folders, "code": str(tmp_path / "longer")}), r"sources, code: .* with length 48"),
         (mixed({**folders, "code": str(tmp_path / "pieces")}), "sources, code: .* is not the voc"),
-        (mixed({**folders, "code": str(tmp_path / "gone")}), "sources, code: .*gone is not a fold"),
+        (
+            mixed({**folders, "code": str(tmp_path / "gone")}),
+            "sources, code: /.*gone is not a fold",
+        ),
         (mixed({**folders, "code": folders["web"]}), "code and web are the same text"),
         (mixed({**folders, "books": str(tmp_path / "leaks")}), "books: .*validation of web"),
         (mixed(folders, data__rates=()), "must say how much is read of each"),

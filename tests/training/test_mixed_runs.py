@@ -91,11 +91,11 @@ def test_a_run_goes_on_exactly_from_a_checkpoint(
 def test_other_rates_are_refused_with_how_to_go_on_at_them(
     sources: Any, whole: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    origin = whole / "checkpoints" / "12"
+    origin = whole / "checkpoints" / "8"  # At that of step 12 there is nothing left to do.
     later = (*RATES, (12, OTHERS[0][1]))
     with pytest.raises(UserError, match=r"data\.rates: .* now") as caught:
         claim_workdir(config(sources, data__rates=later), epath.Path(whole))
-    said = f"with --config.train.start_from={origin}, it goes on from step 12 at these rates"
+    said = f"with --config.train.start_from={origin}, it goes on from step 8 at these rates"
     assert said in str(caught.value)
     with pytest.raises(UserError) as caught:
         claim_workdir(config(sources, data__rates=later, seed=1), epath.Path(whole))
