@@ -50,6 +50,7 @@ SPECS = [
     "pile_24x1.py",
     "pile_loops.py",
     "pile_mini.py",
+    "pile_mixed.py",
     "group.py",
     "quickstart.py",
     *(f"{name}.py{size}" for name in RECIPES for size in ("", ":small")),
@@ -62,6 +63,15 @@ def pile_dir(tmp_path: pathlib.Path) -> str:
     for name in ("train-00000.jsonl.zst", "val.jsonl.zst"):
         (tmp_path / name).write_text(name)
     return str(tmp_path)
+
+
+def one_source(pile_dir: str, source: str) -> str:
+    """A folder of shards, of each source others."""
+    folder = pathlib.Path(pile_dir) / source
+    folder.mkdir()
+    for name in ("train-00000.jsonl.zst", "val.jsonl.zst"):
+        (folder / name).write_text(f"{source} {name}")
+    return str(folder)
 
 
 def layers(params: Any) -> int:
@@ -79,7 +89,11 @@ def test_an_experiment_builds_and_validates(spec: str, pile_dir: str) -> None:
     variants = [variant_config(config, *v) for v in config.variants] or [config]
     for variant in variants:
         variant.unlock()
-        variant.data.path = pile_dir
+        if variant.data.sources:
+            names = [name for name, _ in variant.data.sources]
+            variant.data.sources = tuple((name, one_source(pile_dir, name)) for name in names)
+        else:
+            variant.data.path = pile_dir
         variant.mesh.update(data=1, fsdp=1)
         if variant.loop_loss.kind == "gate":  # Of a trained model, which its reader names.
             variant.train.start_from = "run/checkpoints/1"

@@ -65,7 +65,7 @@ def read_run(
     noise = Metric(metric).noise(having[-1], examples)
     steps = tuple(int(line["step"]) for line in having)
     values = tuple(line[metric] for line in having)
-    data = data_identity(read_run_file(workdir)) or str(config.data.path)
+    data = data_identity(read_run_file(workdir)) or str(config.data.path or config.data.sources)
     return Run(name, config, parameters, flops, steps, values, noise, data)
 
 

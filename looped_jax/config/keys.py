@@ -354,6 +354,17 @@ class Data:
         "memory at every start; a checkpoint remembers what was there",
         operational=True,
     )
+    sources: tuple[Any, ...] = key(
+        (),
+        "of text, in place of path: several such folders by name, (('web', '/data/web'), …), each "
+        "a component of what is evaluated",
+        operational=True,
+    )
+    rates: tuple[Any, ...] = key(
+        (),
+        "of sources: (step, shares of the rows from there on), in all 1, to five decimals, "
+        "e.g. ((0, (('web', 0.7), ('code', 0.3))), (10000, (('web', 0.4), ('code', 0.6))))",
+    )
     train_files: str = key("train-*.jsonl.zst", "raw shards of the training split")
     validation_files: str = key("val.jsonl.zst", "of the validation split")
     test_files: str = key("", "of the test split")

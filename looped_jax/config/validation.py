@@ -89,6 +89,16 @@ def _check_tuples(config: ConfigDict) -> None:
     def is_weight(item: Any) -> bool:
         return _is_pair(item) and is_number(item[1])
 
+    def is_source(item: Any) -> bool:
+        named = _is_pair(item) and bool(item[0]) and "/" not in item[0]
+        return named and isinstance(item[1], str) and bool(item[1])
+
+    def is_rates(item: Any) -> bool:
+        is_two = isinstance(item, tuple) and len(item) == 2
+        if not is_two or not is_share(item[0]) or not isinstance(item[1], tuple):
+            return False
+        return bool(item[1]) and all(map(is_weight, item[1]))
+
     def is_rule(item: Any) -> bool:
         if not _is_pair(item):
             return False
@@ -113,6 +123,8 @@ def _check_tuples(config: ConfigDict) -> None:
     forms = {
         "variants": (is_variant, '(name, ((key, value), …)), e.g. ("a", (("model.plan", "1x2"),))'),
         "mesh.rules": (is_rule, '(logical axis, mesh axis), e.g. ("embed", "fsdp")'),
+        "data.sources": (is_source, "(name without /, folder), e.g. ('web', '/data/web')"),
+        "data.rates": (is_rates, "(step, ((source, rate), …)), e.g. (0, (('web', 0.7), …))"),
         "prepare.weights": (is_weight, "(component, copies), e.g. ('ArXiv', 2.0)"),
         "optimizer.group_rates": (is_weight, "(a parameter's path, factor), e.g. ('embed', 0.1)"),
         "loop_loss.weights": (is_number, "a number, not negative"),
@@ -128,7 +140,7 @@ def _check_tuples(config: ConfigDict) -> None:
         for item in get_key(config, key):
             if not fits(item):
                 raise UserError(f"config.{key}: {item!r} is not {form}")
-    for key in ("variants", "prepare.weights", "optimizer.group_rates"):
+    for key in ("variants", "data.sources", "prepare.weights", "optimizer.group_rates"):
         names = [name for name, _ in get_key(config, key)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"config.{key}: {twice[0]!r} is there twice; two have the same name")

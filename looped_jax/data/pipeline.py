@@ -1,8 +1,8 @@
 """From a config to batches: which rows train at step N, and which are evaluated.
 
 The batch of step N is a pure function of (config, N): synthetic tasks give rows N B … N B + B - 1,
-text gives the same places of a seeded order of its rows, reshuffled every epoch. The iterator's
-state is grain's and goes into the checkpoint.
+text gives the same places of a seeded order of its rows, reshuffled every epoch, and a mixture the
+same rows of data/mixture.py. The iterator's state is grain's and goes into the checkpoint.
 """
 
 import dataclasses
@@ -13,6 +13,8 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
+from looped_jax.data.mixture import JoinedRows, MixedRows
+from looped_jax.data.order import shuffled
 from looped_jax.data.rows import TRAIN_KEYS, Rows, RowSource
 from looped_jax.data.run_data import RunData
 from looped_jax.data.text import TextRows
@@ -36,7 +38,10 @@ def check_same_vocabulary(trained: dict[str, Any], here: str) -> None:
 
 
 def announce_epochs(source: RowSource, config: ConfigDict) -> str | None:
-    """What to say before the first step if a run reads its rows more than once."""
+    """What to say before the first step if a run reads its rows more than once; of a mixture,
+    for each source of which it does."""
+    if isinstance(source, MixedRows):
+        return source.epochs(config.train.steps)
     asked = config.train.steps * config.train.batch_size
     if source.num_rows is None or asked <= source.num_rows:
         return None
@@ -56,8 +61,7 @@ class _Batches(grain.sources.RandomAccessDataSource):
         self._local = rows
         self._order: Callable[[int], int] = lambda index: index
         if source.num_rows is not None:
-            shuffled = grain.MapDataset.range(source.num_rows).seed(seed).shuffle().repeat()
-            self._order = shuffled.__getitem__
+            self._order = shuffled(source.num_rows, seed)
 
     def __len__(self) -> int:
         return np.iinfo(np.int64).max // (2 * self.batch_size)  # No end.
@@ -78,6 +82,7 @@ class TrainBatches:
     vocabulary: str  # Its fingerprint.
     # What else the rows and their order follow from, where data are made or shuffled by the config.
     recipe: dict[str, Any]
+    mixture: MixedRows | None = None
 
     def __next__(self) -> Rows:
         return next(self.iterator)
@@ -87,7 +92,7 @@ class TrainBatches:
         or passed over."""
         iterator = dict(self.iterator.get_state())
         first = self.batches.first_row
-        return {
+        state = {
             "iterator": iterator,
             "first_row": first,
             "rows": first + iterator["next_index"] * self.batches.batch_size,
@@ -95,28 +100,47 @@ class TrainBatches:
             "vocabulary": self.vocabulary,
             "recipe": self.recipe,
         }
+        return state if self.mixture is None else {**state, "mixture": self.mixture.state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to a position that ``state`` gave, in this data and at this batch size."""
         self.batches.first_row = state["first_row"]
+        if self.mixture is not None:
+            self.mixture.set_state(state["mixture"])
         self.iterator.set_state(state["iterator"])
 
-    def start_at_row(self, row: int) -> None:
-        """Begins behind the rows that were read, in the order of training."""
-        self.batches.first_row = row
+    def go_on_from(self, state: dict[str, Any], step: int) -> None:
+        """Begins, at an update's number ``step``, behind the rows that another run had read at
+        ``state``, in the order of training. A mixture's rates are from there on its own."""
+        self.batches.first_row = state["rows"]
+        if self.mixture is not None:
+            self.mixture.begin(state["rows"], step, state["mixture"]["parts"])
+
+    def rows_of_sources(self, row: int) -> dict[str, int]:
+        """Source -> how many of its rows come before this row, in the order of training; empty if
+        it is no mixture."""
+        return {} if self.mixture is None else self.mixture.schedule.counts(row)
 
     def has_same_data(self, state: dict[str, Any]) -> bool:
-        """Whether a position is one in this data: the same rows in the same order."""
+        """Whether a position is one in this data: the same rows in the same order; of a mixture
+        each source's, at whatever rates."""
         recipe = state.get("recipe", self.recipe)  # Early checkpoints have none.
         return bool(state["fingerprint"] == self.fingerprint and recipe == self.recipe)
 
     def check_same(self, state: dict[str, Any]) -> None:
-        """UserError if a position is one in other data, or of another vocabulary."""
+        """UserError if a position is one in other data, at other rates, or of another
+        vocabulary."""
         self.check_same_vocabulary(state)
         if not self.has_same_data(state):
+            where = "path" if self.mixture is None else "sources"
             raise UserError(
-                "the data at config.data.path is not what this run was trained on (its rows or "
+                f"the data at config.data.{where} is not what this run was trained on (its rows or "
                 "their order differ); give the path of that data, or choose another --workdir"
+            )
+        if self.mixture is not None and self.mixture.state()["rates"] != state["mixture"]["rates"]:
+            raise UserError(
+                "config.data.rates are not those of this run; with other rates another run goes on "
+                "from its checkpoint (config.train.start_from)"
             )
 
     def check_same_vocabulary(self, state: dict[str, Any]) -> None:
@@ -147,7 +171,14 @@ def train_batches(
         "length": source.length,
         "seed": config.seed,
     }
-    return TrainBatches(iterator, batches, source.fingerprint, data.vocabulary_fingerprint, recipe)
+    return TrainBatches(
+        iterator,
+        batches,
+        source.fingerprint,
+        data.vocabulary_fingerprint,
+        recipe,
+        source if isinstance(source, MixedRows) else None,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +186,8 @@ class Sample:
     """The rows of a source that are evaluated.
 
     Where the source ends they are a random sample, by a seed of its own: the same for every model
-    and run. (A file's first rows may be all of one component.) A source without end is random
-    itself: its first rows.
+    and run. (A file's first rows may be all of one component.) Of joined sources it is each one's
+    sample, the same that it has alone. A source without end is random itself: its first rows.
     """
 
     source: RowSource
@@ -167,11 +198,16 @@ class Sample:
 
     @classmethod
     def of(cls, source: RowSource, examples: int) -> "Sample":
-        """``examples`` rows, or all there are."""
+        """``examples`` rows, or all there are; so many of each source where several are joined."""
         if source.num_rows is None:
             return cls(source, np.arange(examples))
-        order = np.random.default_rng(HELD_OUT_SEED).permutation(source.num_rows)[:examples]
-        if not isinstance(source, TextRows):
+        if isinstance(source, JoinedRows):
+            firsts = np.cumsum((0, *source.sizes))
+            parts = zip(firsts, source.sizes, strict=False)
+            order = np.concatenate([first + _drawn(size, examples) for first, size in parts])
+        else:
+            order = _drawn(source.num_rows, examples)
+        if not isinstance(source, TextRows | JoinedRows):
             return cls(source, order)
         rows = source.rows(order)
         found_NT = rows["document"]
@@ -198,6 +234,11 @@ class Sample:
             "sample_seed": None if self.source.num_rows is None else HELD_OUT_SEED,
             "data": self.source.fingerprint,
         }
+
+
+def _drawn(rows: int, examples: int) -> np.ndarray:
+    """So many of these rows at random, or all; the same ones each time."""
+    return np.random.default_rng(HELD_OUT_SEED).permutation(rows)[:examples]
 
 
 def eval_batches(sample: Sample, batch_size: int, local: np.ndarray | None = None) -> list[Rows]:

@@ -4,14 +4,17 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
+from looped_jax.data.mixture import MixtureData
 from looped_jax.data.rows import RowSource
 from looped_jax.data.synthetic import SyntheticData
 from looped_jax.data.tasks import downstream
 from looped_jax.data.text import TextData
+from looped_jax.errors import UserError
 
 
 class RunData(Protocol):
-    """What the model must know of its data, and its rows: SyntheticData or TextData."""
+    """What the model must know of its data, and its rows: SyntheticData, TextData or
+    MixtureData."""
 
     @property
     def length(self) -> int:
@@ -58,9 +61,18 @@ def downstream_names(config: ConfigDict) -> tuple[str, ...]:
 
 def resolve(config: ConfigDict) -> RunData:
     """The data that config.data, config.eval.tasks and config.prepare.weights describe. The files
-    need not be there. UserError as SyntheticData.resolve, TextData.resolve and downstream.expand.
+    need not be there. UserError as SyntheticData.resolve, TextData.resolve, MixtureData.resolve and
+    downstream.expand, and for sources or rates that nothing reads.
     """
+    if config.data.rates and not config.data.sources:
+        raise UserError("config.data.rates are of config.data.sources, which names none")
     if config.data.task != "text":
+        if config.data.sources:
+            raise UserError(
+                f"config.data.sources are of config.data.task='text'; it is {config.data.task!r}"
+            )
         return SyntheticData.resolve(config)
     downstream_names(config)
+    if config.data.sources:
+        return MixtureData.resolve(config)
     return TextData.resolve(config)

@@ -96,8 +96,8 @@ class TextData:
     manifest: Manifest | None  # None for raw shards.
 
     @classmethod
-    def resolve(cls, config: ConfigDict) -> "TextData":
-        """Opens what config.data.path is.
+    def resolve(cls, config: ConfigDict, path: str | None = None) -> "TextData":
+        """Opens what ``path`` is, config.data.path if it is None.
 
         UserError if rows have no length, or the data was prepared with another one or another
         vocabulary.
@@ -105,14 +105,15 @@ class TextData:
         data = config.data
         if not data.length:
             raise UserError("config.data.length must be set for config.data.task='text'")
-        folder = epath.Path(data.path)
-        manifest = read_manifest(folder) if data.path and is_prepared(folder) else None
+        path = data.path if path is None else path
+        folder = epath.Path(path)
+        manifest = read_manifest(folder) if path and is_prepared(folder) else None
         fingerprint = vocabulary_fingerprint(data.vocabulary)
         if manifest is not None:
             _check_recipe(manifest, config, fingerprint)
         return cls(
             length=data.length,
-            path=data.path,
+            path=path,
             patterns=patterns(config),
             weights=dict(config.prepare.weights),
             vocabulary_name=data.vocabulary,
@@ -138,13 +139,11 @@ class TextData:
     def check(self) -> None:
         """UserError if a file is missing, if raw shards are in two splits, or if the data was not
         prepared with config.prepare.weights."""
-        read = {k: pattern for k, pattern in self.patterns.items() if k != "test"}
         if self.manifest is not None:
-            for split in read:
+            for split in self._read:
                 self.manifest.shards(split)
         else:
-            found = {split: Shards.find(self.path, pattern) for split, pattern in read.items()}
-            check_apart({split: shards.identity() for split, shards in found.items()})
+            check_apart(self.identities())
         there = {} if self.manifest is None else self.manifest.recipe["weights"]
         if self.weights and self.weights != there:
             raise UserError(
@@ -157,6 +156,19 @@ class TextData:
                 )
                 + "; prepare the raw data with them (python -m looped_jax.prepare)"
             )
+
+    @property
+    def _read(self) -> dict[str, str]:
+        """Split -> pattern, of the splits that a run reads."""
+        return {split: pattern for split, pattern in self.patterns.items() if split != "test"}
+
+    def identities(self) -> dict[str, list[dict[str, Any]]]:
+        """Split -> the raw files behind it (data/documents.py's Source), of those that a run reads;
+        UserError if raw shards are missing."""
+        if self.manifest is not None:
+            return {split: self.manifest.recipe["splits"][split]["sources"] for split in self._read}
+        found = {split: Shards.find(self.path, pattern) for split, pattern in self._read.items()}
+        return {split: shards.identity() for split, shards in found.items()}
 
     def source(self, split: str, task: str = "") -> TextRows:
         """The rows of a split; see Manifest.shards and data/documents.py for the errors."""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from looped_jax.data.mixture import JoinedRows
 from looped_jax.data.pipeline import Sample, eval_batches
 from looped_jax.data.rows import Rows, RowSource
 from looped_jax.data.text import TextRows
@@ -108,11 +109,11 @@ class HeldOut:
         batch_size: int,
         local: np.ndarray | None = None,
     ) -> "HeldOut":
-        """``examples`` rows of a source, by data/pipeline.py's Sample; ``local`` as in
-        eval_batches."""
+        """``examples`` rows of a source, or of each of joined ones, by data/pipeline.py's Sample;
+        ``local`` as in eval_batches."""
         sample = Sample.of(source, examples)
         batches = tuple(eval_batches(sample, batch_size, local))
-        components = source.components if isinstance(source, TextRows) else ("",)
+        components = source.components if isinstance(source, TextRows | JoinedRows) else ("",)
         return cls(name, batches, batch_size, sample, components)
 
 

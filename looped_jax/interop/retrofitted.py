@@ -178,7 +178,7 @@ def _copy_tokenizer(path: epath.Path, reader: Any, tokenizer: str, out: epath.Pa
 
 def _rows(job: Job) -> dict[str, np.ndarray]:
     """Held-out rows, on which influence is measured; UserError if there are none."""
-    if not job.config.data.path:
+    if not (job.config.data.path or job.config.data.sources):
         raise UserError("--layers=influence is measured on text: --config.data.path=DIR says which")
     job.data.check()
     sample = Sample.of(job.data.source("validation"), INFLUENCE_ROWS)

@@ -250,7 +250,8 @@ def start_from(
     """A run's first state from a checkpoint of another run, and what was taken, in words.
 
     With the same data and an optimizer of the same form everything goes on: steps, moments, and
-    ``batches`` at the first row that was not read, whatever the batch sizes. Otherwise the
+    ``batches`` at the first row that was not read, whatever the batch sizes and the rates of a
+    mixture. Otherwise the
     parameters alone are taken, their average where the other run kept one: fine-tuning. An average
     that the other run did not keep begins as the parameters. UserError for another model or
     vocabulary.
@@ -267,7 +268,7 @@ def start_from(
         if averages and state.average is None:
             begin = jax.jit(fresh_average, out_shardings=layout.shardings.average)
             state = state.replace(average=begin(state.params))
-        batches.start_at_row(meta["data"]["rows"])
+        batches.go_on_from(meta["data"], meta["step"])
         return state, f"goes on from {path}: step {meta['step']}, row {meta['data']['rows']:,}"
     name = "average" if saved.get("average") else "params"
     params = _arrays(path, meta, {name: layout.abstract.params})[name]

@@ -251,6 +251,8 @@ class _Run:
         rows = self.other_rows + self.step * self.job.config.train.batch_size
         line["train/learning_rate"] = float(self.rate(self.step - 1))
         line["train/tokens"] = rows * self.job.model.config.max_length
+        of_sources = self.batches.rows_of_sources(rows)
+        line |= {f"train/rows/{name}": float(count) for name, count in of_sources.items()}
         line |= self.watch.scalars()
         shown = {"loss": f"{line['train/loss']:.4f}"}
         if "perf/tokens_per_second" in line:

@@ -137,8 +137,8 @@ def check_same_held_out(workdir: epath.Path, held_out: dict[str, Any]) -> None:
         if known.get(name, identity) != identity:
             raise UserError(
                 f"{name} is not evaluated on what workdir {workdir} was evaluated on: the held-out "
-                "rows at config.data.path differ; give the path of those, or choose another "
-                "--workdir"
+                "rows at config.data.path, or of config.data.sources, differ; give the path of "
+                "those, or choose another --workdir"
             )
 
 
@@ -158,14 +158,20 @@ def _claim(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def _hint(config: ConfigDict, there: ConfigDict, workdir: epath.Path) -> str:
-    """How to have a run with another number of steps, where nothing else differs."""
-    steps = saved_steps(workdir)
-    if config_lib.differing_keys(config, there) != ["train.steps"] or not steps:
+    """How to have a run with another number of steps, or other rates of its sources from here on,
+    where nothing else differs."""
+    steps = [step for step in saved_steps(workdir) if step < config.train.steps]
+    differing = config_lib.differing_keys(config, there)
+    if not differing or not {*differing} <= {"train.steps", "data.rates"} or not steps:
         return ""
+    why = ""
+    if "train.steps" in differing:
+        why = " (the learning rate follows from the number of steps)"
+    rates = " at these rates, and repeats no row" if "data.rates" in differing else ""
     return (
-        " (the learning rate follows from the number of steps): there, with "
+        f"{why}: there, with "
         f"--config.train.start_from={workdir / 'checkpoints' / str(steps[-1])}, it goes on from "
-        f"step {steps[-1]}"
+        f"step {steps[-1]}{rates}"
     )
 
 

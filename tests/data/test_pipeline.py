@@ -120,7 +120,7 @@ def test_a_row_knows_its_place_whatever_the_batch_size() -> None:
     assert state["rows"] == 16
     smaller = small_config(data__task="text", data__length=8, train__batch_size=4)
     second = pipeline.train_batches(resolve(smaller), smaller, source=source)
-    second.start_at_row(state["rows"])
+    second.go_on_from(state, step=2)
     np.testing.assert_array_equal(next(second)["tokens"], in_order[16:20])
     third = pipeline.train_batches(resolve(smaller), smaller, source=source)
     third.set_state(second.state())

@@ -52,13 +52,18 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@pytest.fixture(scope="module", params=["text", "group_z7_n4"])
+@pytest.fixture(scope="module", params=["text", "mixture", "group_z7_n4"])
 def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    if request.param != "text":
+    if request.param == "group_z7_n4":
         return small_config(data__task=request.param, mesh__data=2)
     folder = tmp_path_factory.mktemp("pile")
     write_pile(folder)
     text = dict(data__task="text", data__length=32, mesh__data=2, train__batch_size=8)
+    if request.param == "mixture":
+        write_pile(folder / "other", seed=1)
+        sources = (("a", str(folder)), ("b", str(folder / "other")))
+        rates = ((0, (("a", 0.9), ("b", 0.1))), (50, (("a", 0.3), ("b", 0.7))))
+        return small_config(**text, data__sources=sources, data__rates=rates)
     preparation.prepare(
         small_config(**text, data__path=str(folder)), epath.Path(folder / "prepared")
     )
