@@ -52,6 +52,8 @@ EXTRAS = {
     "tokenizers": ["tokenizers"],
     "wandb": ["wandb"],
     "mlflow": ["alembic", "mlflow-skinny", "sqlalchemy"],
+    "parquet": ["pyarrow"],
+    "datasets": ["datasets"],
     "hf": ["gguf", "safetensors", "tokenizers"],
     "lm-eval": ["lm-eval", "torch"],
     "test": [*TEST, *DATA],

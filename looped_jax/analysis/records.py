@@ -29,7 +29,13 @@ EVALUATIONS = "evaluations/held_out.jsonl"
 UNKNOWN = "not recorded"
 # Of data: how it is read, and where it lies, neither of which is what it is.
 READING = ("data.read_threads",)
-PLACE = ("data.path", "data.vocabulary", *(f"data.{split}_files" for split in SPLITS))
+PLACE = (
+    "data.path",
+    "data.vocabulary",
+    *(f"data.{split}_files" for split in SPLITS),
+    *(f"data.{column}_column" for column in ("text", "prompt", "component")),
+    "data.document_separator",
+)
 CONTENT = "content"
 # What identifies the parameters and the rows there.
 MEASURED_ON = ("checkpoint", "data")

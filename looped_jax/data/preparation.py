@@ -32,7 +32,8 @@ from looped_jax.data.documents import Block, Document, Shards, Source, check_apa
 from looped_jax.data.files import sha256, write_whole
 from looped_jax.data.manifest import BYTES_OF_ID, FORMAT, NAME, Manifest, is_prepared, read_manifest
 from looped_jax.data.packing import Encoded, component_id, pack, segments_of, token_dtype
-from looped_jax.data.text import SPLITS, encode, patterns
+from looped_jax.data.records import PILE
+from looped_jax.data.text import SPLITS, encode, patterns, reading
 from looped_jax.data.vocabulary import load_vocabulary
 from looped_jax.data.workers import Pool, progress
 from looped_jax.errors import RunError, UserError, from_extra, nearest
@@ -92,7 +93,8 @@ def _sources(config: ConfigDict) -> dict[str, Source]:
     if not patterns(config):
         raise UserError("config.data.train_files, validation_files and test_files are all empty")
     return {
-        split: Shards.find(config.data.path, pattern) for split, pattern in patterns(config).items()
+        split: Shards.find(config.data.path, pattern, reading(config))
+        for split, pattern in patterns(config).items()
     }
 
 
@@ -120,6 +122,8 @@ def _recipe(config: ConfigDict, sources: dict[str, Source]) -> dict[str, Any]:
             "sha256": vocabulary.fingerprint,
         },
         "splits": splits,
+        # Where it is not as ever, so that what is prepared already stays the same preparation.
+        **({} if (how := reading(config)) == PILE else {"reading": dataclasses.asdict(how)}),
         "versions": {
             package: importlib.metadata.version(package)
             for package in (*_VERSIONED, *vocabulary.packages)
