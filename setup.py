@@ -32,10 +32,12 @@ NOTEBOOKS = ["ipykernel", "nbclient"]
 TEST = [
     *DOCS,
     *NOTEBOOKS,
+    "datasets",
     "gguf",
     "hypothesis",
     "jax[tpu]",
     "mypy",
+    "pyarrow",
     "pytest",
     "pytest-xdist",
     "ruff",

@@ -51,6 +51,14 @@ USES: dict[str, tuple[str, str, Callable[[pathlib.Path], object]]] = {
         ),
     ),
     "pyarrow": ("parquet", "", prepare_a_table),
+    "datasets": (
+        "datasets",
+        "looped_jax.data.hub_text",
+        lambda folder: prepare(
+            small_config(data__task="text", data__length=8, data__path="hf:org/name"),
+            epath.Path(folder / "out"),
+        ),
+    ),
     "tokenizers": ("tokenizers", "", lambda _: HuggingFace("some.json", b"{}")),
     "torch": ("judges", "", open_hf_folder),
     "lm_eval": (

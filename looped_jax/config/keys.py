@@ -352,7 +352,7 @@ class Data:
         "",
         "of text: a folder that looped_jax.prepare wrote, or one of files with documents, packed "
         "in memory at every start; a checkpoint remembers what was there; to prepare also "
-        "seqio:TASK",
+        "seqio:TASK and hf:NAME",
         operational=True,
     )
     train_files: str = key(

@@ -34,6 +34,7 @@ class Block:
     content: bytes
     read: int = 0  # Bytes of the source (compressed, where it is) read for it: for progress.
     reading: Reading = PILE  # How its lines are read.
+    position: Any = None  # JSON: where its source goes on, for Source.blocks; None: it cannot say.
 
 
 class Source(Protocol):
@@ -43,8 +44,9 @@ class Source(Protocol):
         """Names, sizes and SHA-256 of what is read: equal if and only if the documents are."""
         ...
 
-    def blocks(self, size: int) -> Iterator[Block]:
-        """All lines, in blocks of at least ``size`` bytes (a file's last one may be smaller)."""
+    def blocks(self, size: int, position: Any = None) -> Iterator[Block]:
+        """All lines, in blocks of at least ``size`` bytes (a file's last one may be smaller), or
+        those after the block that had this ``position``."""
         ...
 
 
@@ -101,6 +103,11 @@ class Shards:
         )
         if not path:
             raise UserError(f"config.data.path is not set; {how}")
+        if path.startswith(("hf:", "seqio:")):
+            raise UserError(
+                f"config.data.path={path} is to be prepared first: python -m looped_jax.prepare; "
+                "then give the folder that it wrote"
+            )
         root = epath.Path(path)
         if not root.is_dir():
             raise UserError(f"config.data.path={path} is not a folder; {how}")
@@ -119,7 +126,7 @@ class Shards:
         """See Source."""
         return [identity(path) for path in self.paths]
 
-    def blocks(self, size: int) -> Iterator[Block]:
+    def blocks(self, size: int, position: Any = None) -> Iterator[Block]:
         """See Source. UserError names a file that is empty, corrupt or truncated."""
         for is_plain, paths in itertools.groupby(self.paths, _is_plain_text):
             if is_plain:  # Files may be small: a block has the documents of many.
@@ -188,7 +195,7 @@ def _is_plain_text(path: epath.Path) -> bool:
 def _content(file: Any, shard: epath.Path) -> Iterator[bytes]:
     """Chunks of a shard's content; UserError if it is corrupt or truncated."""
     lines = 0
-    for chunk in _decompressed(file, shard.suffix):
+    for chunk in decompressed(file, shard.suffix):
         if isinstance(chunk, Exception):
             raise UserError(f"{shard}, after line {lines}: {chunk}") from chunk
         lines += chunk.count(b"\n")
@@ -205,7 +212,7 @@ def _blocks(shard: epath.Path, size: int) -> Iterator[Block]:
         raise UserError(f"{shard}: empty")
 
 
-def _decompressed(file: Any, suffix: str) -> Iterator[bytes | Exception]:
+def decompressed(file: Any, suffix: str) -> Iterator[bytes | Exception]:
     """Chunks of a shard's content; last an exception if it is corrupt or truncated."""
     if suffix == ".zst":
         # The stream reader takes a truncated frame for a finished one, so look at `eof`.

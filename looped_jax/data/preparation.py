@@ -92,6 +92,12 @@ def _sources(config: ConfigDict) -> dict[str, Source]:
         return seqio_sources(config.data.path.removeprefix("seqio:"), config.prepare.seqio_module)
     if not patterns(config):
         raise UserError("config.data.train_files, validation_files and test_files are all empty")
+    if config.data.path.startswith("hf:"):
+        with from_extra("datasets", f"config.data.path={config.data.path}"):
+            from looped_jax.data.hub_text import hub_sources
+
+        name = config.data.path.removeprefix("hf:")
+        return hub_sources(name, patterns(config), reading(config))
     return {
         split: Shards.find(config.data.path, pattern, reading(config))
         for split, pattern in patterns(config).items()
@@ -183,12 +189,15 @@ def _prepare_split(
     work = output / WORK / split
     work.mkdir(parents=True, exist_ok=True)
     total = sum(entry["bytes"] for entry in recipe["splits"][split]["sources"])
-    count = 0
+    count, position = _go_on_from(work)
     with progress(f"{split}: tokenise and pack", total, "B") as bar:
 
         def packing() -> Iterator[tuple[Callable[[], Any] | None, int]]:
             nonlocal count
-            for number, block in enumerate(source.blocks(recipe["block_bytes"])):
+            if position:
+                yield None, position["read"]
+            blocks = source.blocks(recipe["block_bytes"], position)
+            for number, block in enumerate(blocks, start=count):
                 count = number + 1
                 done = _block_file(work, number, "json").exists()
                 job = None if done else _PackBlock(recipe, split, block, number, work)
@@ -203,6 +212,15 @@ def _prepare_split(
     with progress(f"{split}: shuffle and write", shards, "shard") as bar:
         written = pool.run(((job, 1) for job in jobs), bar)
     return _summary(recipe, split, components, written)
+
+
+def _go_on_from(work: epath.Path) -> tuple[int, Any]:
+    """How many of the first blocks need not be read again, and the position behind them."""
+    packed = 0
+    while _block_file(work, packed, "json").exists():
+        packed += 1
+    position = packed and _read_json(_block_file(work, packed - 1, "json")).get("position")
+    return (packed, position) if position else (0, None)
 
 
 def _components(work: epath.Path, blocks: int) -> dict[str, Counter[str]]:
@@ -304,7 +322,11 @@ class _PackBlock:
             np.arange(recipe["splits"][self.split]["shards"] + 1),
         )
         write_whole(_block_file(self.work, self.number, "rows"), b"".join(parts))
-        summary = {"offsets": ends[starts].tolist(), "components": components}
+        summary = {
+            "offsets": ends[starts].tolist(),
+            "components": components,
+            "position": self.block.position,
+        }
         write_whole(_block_file(self.work, self.number, "json"), json.dumps(summary))
 
 

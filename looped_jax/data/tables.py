@@ -97,7 +97,7 @@ def _arrow(file: Any, path: str, reading: Reading) -> Iterator[_Rows]:
     opened = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
     file.seek(0)
     schema = opened(file).schema
-    tops = {_top(schema, column) for column in _columns(schema, path, reading)}
+    tops = top_columns(schema, path, reading)
     wanted = pyarrow.ipc.IpcReadOptions(included_fields=sorted(map(schema.get_field_index, tops)))
     file.seek(0)
     table = opened(file, options=wanted)
@@ -119,8 +119,17 @@ def _arrow(file: Any, path: str, reading: Reading) -> Iterator[_Rows]:
             raise UserError(f"{path}: {size - end} bytes behind its end-of-stream mark")
 
 
+def top_columns(schema: Any, path: str, reading: Reading) -> set[str]:
+    """The columns of a pyarrow schema that are needed; UserError, beginning with ``path``, if one
+    is missing or of a type that says no text."""
+    return {
+        column if schema.get_field_index(column) >= 0 else column.split(".")[0]
+        for column in _columns(schema, path, reading)
+    }
+
+
 def _columns(schema: Any, path: str, reading: Reading) -> list[str]:
-    """The columns to read; UserError if one is missing or of a type that says no text."""
+    """As top_columns, of a struct the part that is needed."""
     import pyarrow.types as types
 
     def is_text(kind: Any) -> bool:
@@ -175,14 +184,11 @@ def _find(fields: Any, path: str) -> tuple[str, Any] | None:
     if at < 0 or not dot:
         return None
     kind = fields.field(at).type
+    kind = getattr(kind, "storage_type", kind)  # JSON may have a type of its own.
     if types.is_struct(kind):
         inner = _find(kind, rest)
         return inner and (f"{head}.{inner[0]}", inner[1])
     return (head, kind) if types.is_string(kind) or types.is_large_string(kind) else None
-
-
-def _top(schema: Any, column: str) -> str:
-    return column if schema.get_field_index(column) >= 0 else column.split(".")[0]
 
 
 def _names(schema: Any) -> list[str]:
