@@ -55,10 +55,11 @@ def lines(path: epath.Path, reading: Reading) -> Iterator[tuple[bytes, int]]:
                     where = f"{path}, {batch.part}, its row {number} (both from 0)"
                     yield line_of(document_of(row, where, reading)), int(batch.done * size)
                     count += 1
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # Of the storage, not of what is stored.
-            reason = " ".join(str(error).split())[:200]
+            # A wrong byte may ask for more memory than there is.
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{path}{part}: corrupt or truncated ({reason})") from error
     if not count:
         raise UserError(f"{path}: empty")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from etils import epath
@@ -241,6 +242,25 @@ def test_a_damaged_table_is_one_line_and_never_a_part(name: str, tmp_path: pathl
         assert "corrupt or truncated" in said(path)
     else:
         assert "4 bytes behind" in said(path) or "no end-of-stream mark" in said(path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.stream.arrow", "a.feather"])
+def test_wrong_bytes_are_one_line_or_all_rows(name: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / name
+    whole = write_table(path, pa.Table.from_pylist(RECORDS)).read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        content = bytearray(whole)
+        content[rng.integers(len(whole))] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            # Without a checksum (pyarrow writes none) another letter is another letter.
+            assert len(documents(path)) == len(RECORDS)
+        except UserError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+            refused += 1
+    assert refused > 20
 
 
 def test_a_stream_that_ends_between_two_batches_is_truncated(tmp_path: pathlib.Path) -> None:
