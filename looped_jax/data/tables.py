@@ -86,6 +86,8 @@ def _parquet(file: Any, path: str, reading: Reading) -> Iterator[_Rows]:
             raise UserError(
                 f"{path}, row group {group}: {first} of {about.num_rows} rows are there"
             )
+    if done != total:
+        raise UserError(f"{path}: its row groups have {done} rows, not {total}")
 
 
 def _arrow(file: Any, path: str, reading: Reading) -> Iterator[_Rows]:

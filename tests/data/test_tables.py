@@ -218,6 +218,23 @@ def test_a_line_without_a_column_is_named_with_those_there(tmp_path: pathlib.Pat
     assert 'line 1: no "txt" field' in message and "did you mean 'text'?" in message
 
 
+def test_row_groups_with_fewer_rows_than_the_file_are_refused(tmp_path: pathlib.Path) -> None:
+    table = pa.Table.from_pylist(RECORDS[:50] * 2)
+    path = write_table(tmp_path / "a.parquet", table, row_group_size=77)
+    whole = path.read_bytes()
+    # 77 is written as 0x9a 0x01: of the group and of each of its columns. 76 is 0x98 0x01.
+    metadata = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    messages = []
+    for at in range(metadata, len(whole) - 8):
+        if whole[at : at + 2] == b"\x9a\x01":
+            path.write_bytes(whole[:at] + b"\x98" + whole[at + 1 :])
+            try:
+                assert len(documents(path)) == 100
+            except UserError as error:
+                messages.append(str(error))
+    assert any("its row groups have 99 rows, not 100" in message for message in messages), messages
+
+
 def test_a_null_text_is_named_with_its_row_group_and_row(tmp_path: pathlib.Path) -> None:
     table = pa.table({"text": ["a", "b", "c", None, "e"]})
     path = write_table(tmp_path / "a.parquet", table, row_group_size=2)
