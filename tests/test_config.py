@@ -20,6 +20,10 @@ BAD_VALUES = {
     "train.grad_accumulation": (3, "does not divide config.train.batch_size=16"),
     "model.saved_names": (("quary",), "did you mean 'query'"),
     "model.offloaded_names": (("query",), "is used by config.model.remat='names' only"),
+    "data.text_column": ("", "config.data.text_column is empty"),
+    "data.prompt_column": ("text", "config.data.prompt_column='text' is config.data.text_column"),
+    "data.component_column": ("meta..name", "is not a name, or names joined by dots"),
+    "data.document_separator": ("\n\n", "must be one line"),
 }
 
 

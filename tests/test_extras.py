@@ -31,6 +31,14 @@ def log_to(name: str) -> Callable[[pathlib.Path], object]:
     return lambda folder: train(make_job(config), epath.Path(folder / "out"))
 
 
+def prepare_a_table(folder: pathlib.Path) -> object:
+    (folder / "a.parquet").write_bytes(b"PAR1")
+    config = small_config(
+        data__task="text", data__length=8, data__path=str(folder), data__train_files="*.parquet"
+    )
+    return prepare(config, epath.Path(folder / "out"))
+
+
 USES: dict[str, tuple[str, str, Callable[[pathlib.Path], object]]] = {
     "tensorflow_datasets": (
         "data",
@@ -46,6 +54,15 @@ USES: dict[str, tuple[str, str, Callable[[pathlib.Path], object]]] = {
         ),
     ),
     "distributed": ("dask", "", lambda _: Cluster("tcp://localhost:8786", NO_SETTING)),
+    "pyarrow": ("parquet", "", prepare_a_table),
+    "datasets": (
+        "datasets",
+        "looped_jax.data.hub_text",
+        lambda folder: prepare(
+            small_config(data__task="text", data__length=8, data__path="hf:org/name"),
+            epath.Path(folder / "out"),
+        ),
+    ),
     "tokenizers": ("tokenizers", "", lambda _: HuggingFace("some.json", b"{}")),
     "torch": ("judges", "", open_hf_folder),
     "lm_eval": (

@@ -33,6 +33,8 @@ READING = ("data.read_threads",)
 PLACE = (
     *("data.path", "data.sources", "data.vocabulary"),
     *(f"data.{split}_files" for split in SPLITS),
+    *(f"data.{column}_column" for column in ("text", "prompt", "component")),
+    "data.document_separator",
 )
 CONTENT = "content"
 # What identifies the parameters and the rows there.

@@ -350,8 +350,9 @@ class Data:
     )
     path: str = key(
         "",
-        "of text: a folder that looped_jax.prepare wrote, or one of Pile-format shards, packed in "
-        "memory at every start; a checkpoint remembers what was there",
+        "of text: a folder that looped_jax.prepare wrote, or one of files with documents, packed "
+        "in memory at every start; a checkpoint remembers what was there; to prepare also "
+        "seqio:TASK and hf:NAME",
         operational=True,
     )
     sources: tuple[Any, ...] = key(
@@ -365,9 +366,34 @@ class Data:
         "of sources: (step, shares of the rows from there on), in all 1, to five decimals, "
         "e.g. ((0, (('web', 0.7), ('code', 0.3))), (10000, (('web', 0.4), ('code', 0.6))))",
     )
-    train_files: str = key("train-*.jsonl.zst", "raw shards of the training split")
+    train_files: str = key(
+        "train-*.jsonl.zst",
+        "raw files of the training split: a pattern of JSON lines (.jsonl), tables (.parquet, "
+        ".arrow, .feather) or plain text (.txt)",
+    )
     validation_files: str = key("val.jsonl.zst", "of the validation split")
     test_files: str = key("", "of the test split")
+    text_column: str = key(
+        "text",
+        "of JSON lines and tables that are read: the text; a.b is b within a, here and below",
+        operational=True,
+    )
+    prompt_column: str = key(
+        "prompt",
+        "of the same: what stands before the text and is not trained on; empty: none",
+        operational=True,
+    )
+    component_column: str = key(
+        "meta.pile_set_name",
+        "of the same: the component of the data set that a document is of; empty: none",
+        operational=True,
+    )
+    document_separator: str = key(
+        "",
+        "of plain text: the line that parts documents, or blank, for blank lines; empty: a file is "
+        "a document",
+        operational=True,
+    )
     vocabulary: str = key(
         "bytes",
         "bytes, a name in data/vocabularies, a SentencePiece .model or a tokenizer.json; own:DIR, "

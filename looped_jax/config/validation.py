@@ -53,6 +53,7 @@ def validate(config: ConfigDict) -> None:
                 )
         if model[key] and model.remat != "names":
             raise UserError(f"config.model.{key} is used by config.model.remat='names' only")
+    _check_columns(config)
     check_combinations(config)
     _check_low_loops(config)
     names = [name for name, _ in config.variants]
@@ -66,6 +67,26 @@ def validate(config: ConfigDict) -> None:
             )
     for name, overrides in config.variants:
         validate(variant_config(config, name, overrides))
+
+
+def _check_columns(config: ConfigDict) -> None:
+    """UserError for a column that none is called, or for one that is to be two things."""
+    data = config.data
+    for name in ("text_column", "prompt_column", "component_column"):
+        if data[name] != data[name].strip(". ") or ".." in data[name]:
+            raise UserError(
+                f"config.data.{name}={data[name]!r} is not a name, or names joined by dots"
+            )
+    if not data.text_column:
+        raise UserError("config.data.text_column is empty; it names what is trained on")
+    for name in ("prompt_column", "component_column"):
+        if data[name] == data.text_column:
+            raise UserError(f"config.data.{name}={data[name]!r} is config.data.text_column too")
+    if "\n" in data.document_separator or "\r" in data.document_separator:
+        raise UserError(
+            f"config.data.document_separator={data.document_separator!r} must be one line, without "
+            "its end; blank is for blank lines"
+        )
 
 
 def _check_low_loops(config: ConfigDict) -> None:

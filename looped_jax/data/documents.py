@@ -1,7 +1,8 @@
-"""Documents of text: Pile-format shards, or a seqio Task, as blocks of JSON lines.
+"""Documents of text, in whatever files they are, as blocks of JSON lines.
 
 A shard is `*.jsonl.zst`, `*.jsonl.gz` or `*.jsonl`, local or remote (etils.epath), one
-`{"text": …, "meta": {"pile_set_name": …}}` a line. A source is cut into blocks of whole lines, the
+`{"text": …, "meta": {"pile_set_name": …}}` a line; or a table (data/tables.py) or plain text
+(data/plain_text.py), which become such lines. A source is cut into blocks of whole lines, the
 unit of work in preparing data: reading and cutting is quick and done in one place, parsing and
 tokenising are not and are done in many.
 """
@@ -10,20 +11,21 @@ import codecs
 import dataclasses
 import glob
 import gzip
+import itertools
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import zstandard
 from etils import epath
 
+from looped_jax.data import plain_text, tables
 from looped_jax.data.files import identity
 from looped_jax.data.json_text import parse_json
+from looped_jax.data.records import PILE, UNNAMED, Document, Reading, Turn, document_of, line_of
 from looped_jax.errors import UserError
 
-# The component of a document that names none.
-UNNAMED = "unnamed"
 _CHUNK = 1 << 20
 _ZSTD_WINDOW = 1 << 31  # Of `zstd --long=31`, the largest; a frame takes what it was made with.
 
@@ -36,26 +38,8 @@ class Block:
     first_line: int  # Number of its first line, from 1.
     content: bytes
     read: int = 0  # Bytes of the source (compressed, where it is) read for it: for progress.
-
-
-class Turn(NamedTuple):
-    """A text to train on, after a prompt that is read but not trained on."""
-
-    prompt: str
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """Turns, most often one without a prompt, and the component of the data set they belong to."""
-
-    turns: tuple[Turn, ...]
-    component: str  # `pile_set_name`.
-
-    @property
-    def text(self) -> str:
-        """All of it, trained on or not."""
-        return "".join(part for turn in self.turns for part in turn)
+    reading: Reading = PILE  # How its lines are read.
+    position: Any = None  # JSON: where its source goes on, for Source.blocks; None: it cannot say.
 
 
 class Source(Protocol):
@@ -65,8 +49,9 @@ class Source(Protocol):
         """Names, sizes and SHA-256 of what is read: equal if and only if the documents are."""
         ...
 
-    def blocks(self, size: int) -> Iterator[Block]:
-        """All lines, in blocks of at least ``size`` bytes (a file's last one may be smaller)."""
+    def blocks(self, size: int, position: Any = None) -> Iterator[Block]:
+        """All lines, in blocks of at least ``size`` bytes (a file's last one may be smaller), or
+        those after the block that had this ``position``."""
         ...
 
 
@@ -95,12 +80,12 @@ def check_apart(identities: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
 def parse(block: Block) -> Iterator[Document]:
     """The documents of a block.
 
-    A line has `text`, with or without a `prompt`, or several of them in a list `turns`. Blank lines
-    and a byte order mark at the beginning of a file are skipped. UserError names the file and the
-    line if it is not UTF-8 or not JSON, or has no text.
+    A line has `text`, with or without a `prompt`, or several of them in a list `turns`, or these
+    by the names of Block.reading. Blank lines and a byte order mark at the beginning of a file are
+    skipped. UserError names the file and the line if it is not UTF-8 or not JSON, or has no text.
     """
     for where, line in _lines(block):
-        yield _document(line, where)
+        yield document_of(parse_json(line, where), where, block.reading)
 
 
 def bad_lines(block: Block) -> list[str]:
@@ -108,7 +93,7 @@ def bad_lines(block: Block) -> list[str]:
     said = []
     for where, line in _lines(block):
         try:
-            _document(line, where)
+            document_of(parse_json(line, where), where, block.reading)
         except UserError as error:
             said.append(str(error))
     return said
@@ -138,43 +123,16 @@ def _lines(block: Block) -> Iterator[tuple[str, bytes]]:
             yield f"{block.where}, line {number}", line
 
 
-def _document(line: bytes, where: str) -> Document:
-    record = parse_json(line, where)
-    turns = tuple(_turns(record, where))
-    meta = record.get("meta")
-    component = meta.get("pile_set_name") if isinstance(meta, dict) else None
-    document = Document(turns, component if isinstance(component, str) else UNNAMED)
-    try:
-        f"{document.component}{document.text}".encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: it holds a lone surrogate, so is not Unicode") from error
-    return document
-
-
-def _turns(record: Any, where: str) -> Iterator[Turn]:
-    turns, among = [record], ""
-    if isinstance(record, dict) and "turns" in record:
-        if "text" in record or "prompt" in record:
-            raise UserError(f'{where}: "turns" and "text" or "prompt" beside it; one of them')
-        turns, among = record["turns"], ' in each of "turns"'
-        if not isinstance(turns, list) or not turns:
-            raise UserError(f'{where}: "turns" is not a list of {{"prompt": …, "text": …}}')
-    for turn in turns:
-        if not isinstance(turn, dict) or not isinstance(turn.get("text"), str):
-            raise UserError(f'{where}: no "text" field with a string{among}')
-        if not isinstance(turn.get("prompt", ""), str):
-            raise UserError(f'{where}: "prompt" is not a string')
-        yield Turn(turn.get("prompt", ""), turn["text"])
-
-
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """Pile-format shards, in the order given."""
+    """Files of documents, in the order given; their names say of which kind."""
 
     paths: tuple[epath.Path, ...]
+    reading: Reading = PILE
+    root: epath.Path | None = None  # A folder in it is the component of the plain text below.
 
     @classmethod
-    def find(cls, path: str, pattern: str) -> "Shards":
+    def find(cls, path: str, pattern: str, reading: Reading = PILE) -> "Shards":
         """The shards below ``path`` that match, sorted; UserError if there are none."""
         how = (
             "set --config.data.path to a folder of Pile-format shards (*.jsonl.zst, one "
@@ -183,9 +141,18 @@ class Shards:
         )
         if not path:
             raise UserError(f"config.data.path is not set; {how}")
+        if path.startswith(("hf:", "seqio:")):
+            raise UserError(
+                f"config.data.path={path} is to be prepared first: python -m looped_jax.prepare; "
+                "then give the folder that it wrote"
+            )
         root = epath.Path(path)
         if not root.is_dir():
             raise UserError(f"config.data.path={path} is not a folder; {how}")
+        if "**" in pattern:
+            raise UserError(
+                f"{pattern}: ** is not a pattern here; * is any name: */*.txt, */*/*.txt"
+            )
         # The folder's own name may hold what a pattern is made of: data[1].
         paths = tuple(sorted(epath.Path(glob.escape(path)).glob(pattern)))
         if not paths:
@@ -195,16 +162,65 @@ class Shards:
                 raise UserError(f"{each}, which {pattern} matches, is a folder; narrow the pattern")
             if not each.exists():
                 raise UserError(f"{each}, which {pattern} matches, is a link to what is not there")
-        return cls(paths)
+        for table in [each for each in paths if each.suffix in tables.SUFFIXES][:1]:
+            tables.check_readable(table)
+        return cls(paths, reading, root)
+
+    def parts(self) -> Iterator["Shards"]:
+        """The same, file by file, but plain text, whose files may be small and many."""
+        for is_plain, paths in itertools.groupby(self.paths, _is_plain_text):
+            for part in [tuple(paths)] if is_plain else [(path,) for path in paths]:
+                yield dataclasses.replace(self, paths=part)
 
     def identity(self) -> list[dict[str, Any]]:
         """See Source."""
         return [identity(path) for path in self.paths]
 
-    def blocks(self, size: int) -> Iterator[Block]:
+    def blocks(self, size: int, position: Any = None) -> Iterator[Block]:
         """See Source. UserError names a file that is empty, corrupt or truncated."""
-        for path in self.paths:
-            yield from _blocks(path, size)
+        for is_plain, paths in itertools.groupby(self.paths, _is_plain_text):
+            if is_plain:  # Files may be small: a block has the documents of many.
+                yield from self._blocks(self._plain_text(paths), size)
+                continue
+            for path in paths:
+                if path.suffix in tables.SUFFIXES:
+                    rows = ((str(path), *row) for row in tables.lines(path, self.reading))
+                    yield from self._blocks(rows, size)
+                else:
+                    for block in _blocks(path, size):
+                        yield dataclasses.replace(block, reading=self.reading)
+
+    def _plain_text(self, paths: Iterator[epath.Path]) -> Iterator[tuple[str, bytes, int]]:
+        before = 0
+        for path in paths:
+            folders = path.relative_to(self.root).parts[:-1] if self.root else ()
+            component = folders[0] if folders else UNNAMED
+            with path.open("rb") as file:
+                content = _content(file, path)
+                for text in plain_text.texts(content, str(path), self.reading.separator):
+                    line = line_of(Document((Turn("", text),), component))
+                    yield str(path), line, before + file.tell()
+                before += file.tell()
+
+    def _blocks(self, lines: Iterator[tuple[str, bytes, int]], size: int) -> Iterator[Block]:
+        """Blocks of lines in the Pile's format, each line with its file and the number of bytes
+        that are read with it."""
+        files: list[str] = []  # Of the lines that are not in a block yet.
+        read = before = 0
+
+        def chunks() -> Iterator[bytes]:
+            nonlocal read
+            for file, line, at in lines:
+                read = at
+                if file not in files[-1:]:
+                    files.append(file)
+                yield line
+
+        for block in cut_blocks(chunks(), "", size):
+            where = " … ".join(dict.fromkeys((files[0], files[-1])))
+            yield dataclasses.replace(block, where=where, read=read - before)
+            before = read
+            files.clear()
 
 
 def cut_blocks(chunks: Iterator[bytes], where: str, size: int) -> Iterator[Block]:
@@ -222,27 +238,31 @@ def cut_blocks(chunks: Iterator[bytes], where: str, size: int) -> Iterator[Block
         yield Block(where, line, bytes(held))
 
 
-def _blocks(shard: epath.Path, size: int) -> Iterator[Block]:
+def _is_plain_text(path: epath.Path) -> bool:
+    return path.name.endswith((".txt", ".txt.gz", ".txt.zst"))
+
+
+def _content(file: Any, shard: epath.Path) -> Iterator[bytes]:
+    """Chunks of a shard's content; UserError if it is corrupt or truncated."""
     lines = 0
+    for chunk in decompressed(file, shard.suffix):
+        if isinstance(chunk, Exception):
+            raise UserError(f"{shard}, after line {lines}: {chunk}") from chunk
+        lines += chunk.count(b"\n")
+        yield chunk
 
-    def chunks() -> Iterator[bytes]:
-        nonlocal lines
-        for chunk in _decompressed(file, shard.suffix):
-            if isinstance(chunk, Exception):
-                raise UserError(f"{shard}, after line {lines}: {chunk}") from chunk
-            lines += chunk.count(b"\n")
-            yield chunk
 
+def _blocks(shard: epath.Path, size: int) -> Iterator[Block]:
     with shard.open("rb") as file:
         at = 0
-        for block in cut_blocks(chunks(), str(shard), size):
+        for block in cut_blocks(_content(file, shard), str(shard), size):
             before, at = at, file.tell()
             yield dataclasses.replace(block, read=at - before)
     if not at:
         raise UserError(f"{shard}: empty")
 
 
-def _decompressed(file: Any, suffix: str) -> Iterator[bytes | Exception]:
+def decompressed(file: Any, suffix: str) -> Iterator[bytes | Exception]:
     """Chunks of a shard's content; last an exception if it is corrupt or truncated."""
     if suffix == ".zst":
         # The stream reader takes a truncated frame for a finished one, so look at `eof`.

@@ -192,6 +192,10 @@ class MixtureData:
         return self._one.length
 
     @property
+    def packed(self) -> bool:
+        return self._one.packed
+
+    @property
     def vocabulary(self) -> Vocabulary:
         return self._one.vocabulary
 

@@ -13,8 +13,10 @@ Keys follow from (seed, split, block number), blocks from the sources: nothing d
 What is done is kept by what it was made of, so that a mended source costs what changed of it.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import math
 import shutil
@@ -44,9 +46,10 @@ from looped_jax.data.packed_blocks import (
     remove_packed,
 )
 from looped_jax.data.packing import component_id
+from looped_jax.data.records import PILE
 from looped_jax.data.shard_writer import WriteShard
 from looped_jax.data.sorted_runs import Column, PackedBlock, plan, run_of
-from looped_jax.data.text import SPLITS, patterns
+from looped_jax.data.text import SPLITS, patterns, reading
 from looped_jax.data.vocabulary import load_vocabulary
 from looped_jax.data.workers import Job, Pool, Workers, progress
 from looped_jax.errors import RunError, UserError, from_extra, nearest
@@ -137,8 +140,15 @@ def _sources(config: ConfigDict) -> dict[str, Source]:
         return seqio_sources(config.data.path.removeprefix("seqio:"), config.prepare.seqio_module)
     if not patterns(config):
         raise UserError("config.data.train_files, validation_files and test_files are all empty")
+    if config.data.path.startswith("hf:"):
+        with from_extra("datasets", f"config.data.path={config.data.path}"):
+            from looped_jax.data.hub_text import hub_sources
+
+        name = config.data.path.removeprefix("hf:")
+        return hub_sources(name, patterns(config), reading(config))
     return {
-        split: Shards.find(config.data.path, pattern) for split, pattern in patterns(config).items()
+        split: Shards.find(config.data.path, pattern, reading(config))
+        for split, pattern in patterns(config).items()
     }
 
 
@@ -168,6 +178,8 @@ def _recipe(config: ConfigDict, sources: dict[str, Source]) -> dict[str, Any]:
             "sha256": vocabulary.fingerprint,
         },
         "splits": splits,
+        # Where it is not as ever, so that what is prepared already stays the same preparation.
+        **({} if (how := reading(config)) == PILE else {"reading": dataclasses.asdict(how)}),
         "versions": {
             package: importlib.metadata.version(package)
             for package in (*_VERSIONED, *vocabulary.packages)
@@ -270,11 +282,25 @@ def _pack(
 
     def blocks() -> Iterator[tuple[Job | None, int]]:
         """One reads the source, and hands out what is to be done."""
-        for file, part in enumerate(_parts(source)):
-            place = (file, 0)
+        # What is broken in one file ends that one.
+        parts = source.parts() if isinstance(source, Shards) else iter([source])
+        for file, part in enumerate(parts):
+            place, position = (file, 0), None
+            trail = _Trail(work, file)
+            for name, after in trail.known:
+                packed = read_packed(work, place, name)
+                if packed is None:
+                    break
+                take(packed)
+                position, place = after, (file, place[1] + 1)
+            trail.keep(place[1])
+            if position is not None:
+                yield None, position["read"]
             try:
-                for block in part.blocks(recipe["block_bytes"]):
+                for block in part.blocks(recipe["block_bytes"], position):
                     name = block_name(block)
+                    if block.position is not None:
+                        trail.add(name, block.position)
                     packed = read_packed(work, place, name)
                     if packed is not None:
                         take(packed)
@@ -288,14 +314,17 @@ def _pack(
 
     def stripes() -> Iterator[tuple[Job | None, int]]:
         """Workers of other machines read the source themselves: one could not read for all."""
-        for file, (part, entry) in enumerate(zip(_parts(source), entries, strict=True)):
+        assert isinstance(source, Shards)
+        sizes = (entry["bytes"] for entry in entries)
+        for file, part in enumerate(source.parts()):
+            size = sum(itertools.islice(sizes, len(part.paths)))
             wanted = math.ceil(_JOBS_PER_WORKER * workers.capacity() / len(entries))
-            number = max(1, min(wanted, entry["bytes"] // recipe["block_bytes"], _STRIPES))
+            number = max(1, min(wanted, size // recipe["block_bytes"], _STRIPES))
             for i in range(number):
                 if len(bad) >= _LISTED:
                     return
                 job = PackStripe(packing, part, file, i, number, recipe["block_bytes"], work)
-                yield job, entry["bytes"] // number
+                yield job, size // number
 
     with progress(f"{split}: tokenise and pack", sum(e["bytes"] for e in entries), "B") as bar:
         if isinstance(workers, Cluster) and isinstance(source, Shards):
@@ -310,13 +339,31 @@ def _pack(
     return done, [message for *_, message in sorted(bad)][:_LISTED]
 
 
-def _parts(source: Source) -> Iterator[Source]:
-    """A source file by file, where it is made of files: what is broken in one ends that one."""
-    if isinstance(source, Shards):
-        for path in source.paths:
-            yield dataclasses.replace(source, paths=(path,))
-    else:
-        yield source
+class _Trail:
+    """Of a source that can go on from a position: the blocks that were read, in order, and where it
+    goes on after each. So what was packed by an earlier command is not read, or fetched, again."""
+
+    def __init__(self, work: epath.Path, file: int):
+        self._path = work / f"read-{file}.jsonl"
+        self.known: list[tuple[str, Any]] = []
+        lines = self._path.read_text().split("\n")[:-1] if self._path.exists() else []
+        with contextlib.suppress(ValueError):  # A line that was cut off ends it.
+            self.known.extend((name, position) for name, position in map(json.loads, lines))
+
+    def keep(self, count: int) -> None:
+        """Forgets all but the first so many blocks."""
+        if self.known:
+            self.known = self.known[:count]
+            write_whole(self._path, "".join(map(_line, self.known)))
+
+    def add(self, name: str, position: Any) -> None:
+        """Notes a block; those before it are there."""
+        with self._path.open("a") as file:
+            file.write(_line((name, position)))
+
+
+def _line(noted: tuple[str, Any]) -> str:
+    return json.dumps(noted) + "\n"
 
 
 def _known(work: epath.Path, entries: list[dict[str, Any]]) -> _Split | None:

@@ -42,7 +42,7 @@ class SeqioSource:
         where = f"seqio:{self._name}/{self._split}"
         return [{"file": where, "bytes": size, "sha256": digest.hexdigest()}]
 
-    def blocks(self, size: int) -> Iterator[Block]:
+    def blocks(self, size: int, position: Any = None) -> Iterator[Block]:
         """See Source."""
         where = f"seqio:{self._name}/{self._split}"
         for block in cut_blocks(self._lines(), where, size):

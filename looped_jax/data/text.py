@@ -18,6 +18,7 @@ from looped_jax.data.documents import Document, Shards, check_apart, parse
 from looped_jax.data.files import sha256
 from looped_jax.data.manifest import Manifest, is_prepared, read_manifest
 from looped_jax.data.packing import Encoded, RowReader, component_id, pack, token_dtype
+from looped_jax.data.records import PILE, Reading
 from looped_jax.data.rows import Rows
 from looped_jax.data.shards import shard_records
 from looped_jax.data.vocabulary import Vocabulary, load_vocabulary, vocabulary_fingerprint
@@ -83,6 +84,14 @@ def patterns(config: ConfigDict) -> dict[str, str]:
     return {split: pattern for split, pattern in named.items() if pattern}
 
 
+def reading(config: ConfigDict) -> Reading:
+    """How documents are found in the raw shards."""
+    data = config.data
+    return Reading(
+        data.text_column, data.prompt_column, data.component_column, data.document_separator
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class TextData:
     """The data of a language model; see data/run_data.py."""
@@ -90,6 +99,7 @@ class TextData:
     length: int
     path: str
     patterns: Mapping[str, str]
+    reading: Reading
     weights: Mapping[str, Any]  # Of config.prepare, which the data was to be prepared with.
     vocabulary_name: str
     vocabulary_fingerprint: str
@@ -115,6 +125,7 @@ class TextData:
             length=data.length,
             path=path,
             patterns=patterns(config),
+            reading=reading(config),
             weights=dict(config.prepare.weights),
             vocabulary_name=data.vocabulary,
             vocabulary_fingerprint=fingerprint,
@@ -167,7 +178,10 @@ class TextData:
         UserError if raw shards are missing."""
         if self.manifest is not None:
             return {split: self.manifest.recipe["splits"][split]["sources"] for split in self._read}
-        found = {split: Shards.find(self.path, pattern) for split, pattern in self._read.items()}
+        found = {
+            split: Shards.find(self.path, pattern, self.reading)
+            for split, pattern in self._read.items()
+        }
         return {split: shards.identity() for split, shards in found.items()}
 
     def source(self, split: str, task: str = "") -> TextRows:
@@ -177,9 +191,12 @@ class TextData:
             return _prepared_rows(self.manifest, split)
         if split not in self.patterns:
             raise UserError(f"text has no {split} split: config.data.{split}_files is empty")
-        shards = Shards.find(self.path, self.patterns[split])
+        shards = Shards.find(self.path, self.patterns[split], self.reading)
         documents = (document for block in shards.blocks(_BLOCK) for document in parse(block))
-        identity = [sha256(path) for path in shards.paths]  # Not names and sizes: content.
+        # Not names and sizes: content, and how it is read where that is not as ever.
+        identity: list[Any] = [sha256(path) for path in shards.paths]
+        if self.reading != PILE:
+            identity.append(dataclasses.asdict(self.reading))
         return pack_in_memory(documents, self.vocabulary, self.length, self.path, identity)
 
 
@@ -238,7 +255,7 @@ def pack_in_memory(
 
 
 def _prepared_rows(manifest: Manifest, split: str) -> TextRows:
+    records = shard_records(manifest, split)
     components = tuple(sorted(manifest.splits[split]["components"]))
     reader = RowReader(manifest.recipe["length"], components, manifest.bytes_of_id)
-    records = shard_records(manifest, split)
     return TextRows(str(manifest.folder), records, reader, manifest.fingerprint)

@@ -173,6 +173,9 @@ def test_a_worker_that_cannot_do_the_jobs_is_named_and_nothing_is_begun(
     (other.parent / "data").symlink_to(ROOT / "data")
     with (other / "errors.py").open("a") as file:
         file.write("# Another version.\n")
+    # One that is found before the installed one.
+    (tmp_path / "nothing" / "looped_jax").mkdir(parents=True)
+    (tmp_path / "nothing" / "looped_jax" / "__init__.py").write_text("import nothing_here\n")
     for path, said in (
         (str(other.parent), "has another version of looped_jax"),
         (str(tmp_path / "nothing"), "cannot run looped_jax"),

@@ -81,6 +81,8 @@ def test_shards_of_the_pile_are_a_seqio_task(
 ) -> None:
     write_pile(tmp_path)
     monkeypatch.setenv("PILE_DIR", str(tmp_path))
+    from looped_jax.data.seqio_text import register_pile  # And `pile` itself is there then.
+
     task = seqio.get_mixture_or_task("pile")
     dataset = task.get_dataset(None, split="validation", shuffle=False)
     shards = Shards.find(str(tmp_path), "val.jsonl.zst")
@@ -91,8 +93,6 @@ def test_shards_of_the_pile_are_a_seqio_task(
         expected = [*Bytes().encode(document.text), EOS]
         np.testing.assert_array_equal(example["targets"], expected)
         assert example["pile_set_name"].decode() == document.component
-    from looped_jax.data.seqio_text import register_pile
-
     other = register_pile("pile_32k", "$PILE_DIR", "pile_mini_32k")
     ids = next(iter(other.get_dataset(None, split="test").as_numpy_iterator()))["targets"]
     assert ids[-1] == EOS
