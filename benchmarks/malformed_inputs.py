@@ -137,7 +137,13 @@ def numbers_of_flags(rng: random.Random, _: pathlib.Path) -> Iterator[Case]:
         given = {
             "evaluate": ("--workdir=run",),
             "generate": ("--workdir=run", "--prompt=0"),
-            "explain": ("--workdir=run", "--task=group_z7_n4", "--out=o"),
+            "explain": (
+                "--workdir=run",
+                "--task=group_z7_n4",
+                "--out=o",
+                "--noprobes",
+                "--noeffects",
+            ),
             "export": ("--workdir=run", "--out=o"),
             "tasks": ("--task=addition",),
             "compile": ("--config=small.py", "--topology=v5e:2x2"),
@@ -160,7 +166,7 @@ def questions_of_runs(rng: random.Random, _: pathlib.Path) -> Iterator[Case]:
         change = rng.choice(("skip", "skip:9", "skip:x", "layer:9.9", "layer:1", "swap", "no:1"))
         step = rng.choice((1, 3, 5, 99, 10**12, 10**40))
         loops = rng.choice(("0", "-1", "x", "1,,x", "1.5", "1;2", "2,0", HUGE))
-        prompt = rng.choice(("10 9 9", "hello", "0 1 2 3 4 5 6 0 1 2", "é", "\0"))
+        prompt = rng.choice(("10 9 9", "hello", "0 1 2 3 4 5 6 0 1 2", "é"))
         yield from (
             Case("asked of a run", "evaluate", (runs, f"--tasks={word}"), (word,), "run"),
             Case("asked of a run", "evaluate", (runs, f"--loops={loops}"), ("loops",), "run"),
@@ -177,7 +183,13 @@ def questions_of_runs(rng: random.Random, _: pathlib.Path) -> Iterator[Case]:
                 *("asked of a run", "generate", (runs, "--prompt=0 1", f"--draft={draft}")),
                 *(("draft",), "run"),
             ),
-            Case("asked of a run", "generate", (runs, f"--prompt={prompt}"), ("prompt",), "run"),
+            Case(
+                "asked of a run",
+                "generate",
+                (runs, f"--prompt={prompt}"),
+                ("prompt", "vocabulary"),
+                "run",
+            ),
             Case(
                 "asked of a run",
                 "explain",
@@ -210,7 +222,7 @@ def folders(rng: random.Random, _: pathlib.Path) -> Iterator[Case]:
         path = rng.choice(("gone", "a file", "empty", "gone/deeper", "a file/deeper", "x" * 300))
         files: Files = {"a file": b"text", "empty/.keep": b""}
         arguments = tuple(argument.format(path) for argument in modules[module])
-        yield Case("path", module, arguments, (path, "say --config"), files=files)
+        yield Case("path", module, arguments, (path[:50], "say --config"), files=files)
 
 
 def start_from(rng: random.Random, _: pathlib.Path) -> Iterator[Case]:
@@ -370,7 +382,7 @@ def config_keys(rng: random.Random, _: pathlib.Path) -> Iterator[Case]:
 PLANS = (
     *("", "x", "0x1", "1x0", "-1x2", "1x", "x2", "1x2,", "1x2,,3x1", "1x2;1x3", "axb", "1.5x2"),
     *("1x2x3", "1×2", "1000000000000x1", "1x1000000000000", " ", "1x2 3x4", "1 x 2", "1e3x1"),
-    *("None", "(1, 2)", "1x-2", "0x0", "+1x2", "1X", ",1x2", "1x２", "12", "1*2", "\n", "1x2\0"),
+    *("None", "(1, 2)", "1x-2", "0x0", "+1x2", "1X", ",1x2", "1x２", "12", "1*2", "\n"),
 )
 
 
@@ -432,7 +444,7 @@ def together(rng: random.Random, _: pathlib.Path) -> Iterator[Case]:
         ("loop_loss.weights=({},)", (0.5, 1, 2), "loop_loss.weights"),
         ("loop_loss.kind={}", ("gate", "ponder", "expected", "act", "shortcut"), "loop"),
         ("data.length={}", (1, 2, 3), "length"),
-        ("data.task={}", ("group_z7", "nothing", "", "group_q7_n4", "phop_p0_n8", "text"), "data"),
+        ("data.task={}", ("group_z7", "nothing", "", "group_q7_n4", "phop_p0_n8", "text"), "task"),
         ("model.vocab_size={}", (1, 2, 3), "vocab_size"),
         ("counts.gradient_loops={}", (3, 9, 100), "gradient_loops"),
         ("regularizer.block={}", (2, 3, 50), "regularizer"),
@@ -605,7 +617,7 @@ READERS = {
     "evaluate": ("--workdir=run",),
     "generate": ("--workdir=run", "--prompt=0 1"),
     "export": ("--workdir=run", "--out=o"),
-    "explain": ("--workdir=run", "--task=group_z7_n4", "--out=o"),
+    "explain": ("--workdir=run", "--task=group_z7_n4", "--out=o", "--noprobes", "--noeffects"),
     "main": ("--config=small.py", "--workdir=run"),
 }
 
@@ -693,8 +705,7 @@ def checkpoints(rng: random.Random, runs: pathlib.Path) -> Iterator[Case]:
             "zeros": b"\0" * len(content),
             "junk": rng.choice(JUNK),
         }[way]
-        module = rng.choice(list(READERS))
-        others = {p: None for p in ()}
+        module = rng.choice([name for name in READERS if name != "explain"])
         # Either it is refused, or what is damaged says nothing of the arrays, or an earlier one is
         # taken: what comes out is checked by the checksums.
         yield Case(
@@ -703,7 +714,7 @@ def checkpoints(rng: random.Random, runs: pathlib.Path) -> Iterator[Case]:
             READERS[module],
             ("checkpoints/4", "step 2", "step 4", ""),
             "run",
-            {where: made, "small.py": SMALL, **others},
+            {where: made, "small.py": SMALL},
             codes=(0, 1, 2),
         )
 
@@ -837,7 +848,7 @@ def eval_examples(rng: random.Random, _: pathlib.Path) -> Iterator[Case]:
             ("svamp", "asdiv", "mawps_addsub", "triviaqa", "squad_v2", "coqa", "drop")
         )
         split = "validation"
-        record = {**QUESTION, "split": "test", "context": "c"}
+        record = {**QUESTION, "split": "eval", "context": "c"}
         wrong: dict[str, tuple[Any, ...]] = {
             "question": (3, None, [], {}, True),
             "context": (3, [], {}, True),

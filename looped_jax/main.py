@@ -31,10 +31,10 @@ from looped_jax.training.trainer import train
 from looped_jax.training.workdir import check_owner, claim_workdir, locked
 
 _FLAGS = cli.Flags()
-_CONFIG = _FLAGS.string(
+_CONFIG = _FLAGS.path(
     "config", "", "Experiment: FILE.py or FILE.py:ARGUMENT; default: that of the run in --workdir."
 )
-_WORKDIR = _FLAGS.string("workdir", "", "Where the run lives; default runs/<experiment>.")
+_WORKDIR = _FLAGS.path("workdir", "", "Where the run lives; default runs/<experiment>.")
 
 
 def main(overrides: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ Exit 0 on success, 2 on something the user can put right (one line on stderr), 1
 """
 
 import builtins
-import logging
+import errno
 import os
 import signal
 import sys
@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
-from absl import logging as absl_logging
 
-from looped_jax.config import reference
-from looped_jax.errors import Preempted, RunError, UserError
+from looped_jax.config import quiet, reference
+from looped_jax.config.places import expanded
+from looped_jax.errors import Preempted, RunError, UserError, is_out_of_memory
 
 HELP = ("--help", "-h", "--helpfull", "-help", "-helpfull")
 
@@ -31,6 +31,15 @@ class Flags:
 
     def string(self, name: str, default: str | None, help: str) -> flags.FlagHolder[Any]:
         return flags.DEFINE_string(name, default, help, flag_values=self.values)
+
+    def path(self, name: str, default: str | None, help: str) -> flags.FlagHolder[Any]:
+        """A file or folder; `~` is the home folder, which a shell does not see in `--out=~/x`."""
+        serializer: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
+        return flags.DEFINE(_PathParser(), name, default, help, self.values, serializer)
+
+    def paths(self, name: str, help: str) -> flags.FlagHolder[Any]:
+        """Several, with commas between them."""
+        return flags.DEFINE(_PathsParser(), name, [], help, self.values, flags.ListSerializer(","))
 
     def integer(
         self, name: str, default: int | None, help: str, lower_bound: int | None = None
@@ -73,6 +82,16 @@ class Flags:
         return own.strip().partition("\n")[2].rstrip()
 
 
+class _PathParser(flags.ArgumentParser):
+    def parse(self, argument: str) -> str:
+        return expanded(argument)
+
+
+class _PathsParser(flags.ListParser):
+    def parse(self, argument: str | list[str]) -> list[str]:
+        return [expanded(path) for path in super().parse(argument)]
+
+
 def run(
     main: Callable[..., None],
     own: Flags | None = None,
@@ -93,14 +112,15 @@ def run(
     asks_for_help = any(argument in HELP for argument in arguments[1:])
     if not prints_only and not asks_for_help:
         sys.stdout, sys.stderr = _Unread(sys.stdout), _Unread(sys.stderr)
-    # Progress, metrics and errors are ours to print; libraries' notices hide them.
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    logging.getLogger("jax").setLevel(logging.ERROR)
+    quiet.silence_libraries()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # Whatever a model says, in a terminal of ASCII too.
+            stream.reconfigure(errors="backslashreplace")
     try:
         if asks_for_help and not own_options:
             print(_help(main, own), flush=True)
             return
-        overrides, rest = split_overrides([_expanded(argument) for argument in arguments])
+        overrides, rest = split_overrides(arguments)
         if own_options:
             main(overrides, rest[1:])
             sys.stdout.flush()
@@ -123,13 +143,35 @@ def run(
         # The reader of our output has gone (`| head`): nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except Exception:
+    except Exception as error:
+        if said := _of_the_machine(error):
+            _exit(f"error: {said}", 2 if _place()[1] == 1 else 1)
         if _place()[1] == 1:
             raise
         traceback.print_exc()
         _exit("stopped by the error above", 1)
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on from what was saved", 128 + signal.SIGINT)
+
+
+# What a user can put right about a file or folder that the system names.
+_OF_FILES = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST),
+}
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """One line for what is no fault of the program: memory, and files that it was told of."""
+    if is_out_of_memory(error):
+        reason = " ".join(str(error).split())[:200]
+        return (
+            f"out of memory ({reason}): lower what is computed at once, e.g. "
+            "--config.eval.batch_size, --batch_size, --max_tokens or a number of rows or examples"
+        )
+    if isinstance(error, OSError) and error.filename and error.errno in _OF_FILES:
+        return f"{str(error.filename)[:200]}: {error.strerror}"
+    return None
 
 
 def _help(main: Callable[[dict[str, str]], None], own: Flags) -> str:
@@ -167,12 +209,6 @@ class _Unread:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-def _expanded(argument: str) -> str:
-    """`--workdir=~/x` as a shell would have it in `--workdir ~/x`."""
-    name, equals, value = argument.partition("=")
-    return f"{name}={os.path.expanduser(value)}" if equals and value.startswith("~/") else argument
 
 
 def split_overrides(argv: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -41,7 +41,9 @@ def check_state(job: Job) -> None:
     width = tokens * model.d_model * model.dtype.itemsize
     part = config.train.batch_size // config.train.grad_accumulation
     parts = {
-        "parameters and optimizer (of config.model.plan, d_model, d_ff, vocab_size)": sum(map(_on_device, _leaves(job))),
+        "parameters and optimizer (of config.model.plan, d_model, d_ff, vocab_size)": sum(
+            map(_on_device, _leaves(job))
+        ),
         f"rows of config.train.batch_size={config.train.batch_size} by config.data.length="
         f"{model.max_length} tokens": part * width,
         f"rows of config.eval.batch_size={config.eval.batch_size} by config.data.length="
