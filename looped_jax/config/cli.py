@@ -7,6 +7,7 @@ Exit 0 on success, 2 on something the user can put right (one line on stderr), 1
 import builtins
 import errno
 import os
+import re
 import signal
 import sys
 import traceback
@@ -230,6 +231,9 @@ def split_overrides(argv: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def _exit(message: str, code: int) -> None:
     process, processes = _place()
+    # One line, whatever is quoted in it.
+    message = " ".join(message.splitlines())
+    message = re.sub(r"\S{400,}", lambda found: f"{found[0][:80]}…{found[0][-80:]}", message)
     # What the user can put right is the same in every process; a fault is one's own.
     if processes > 1 and code == 1:
         print(f"process {process}: {message}", file=sys.stderr)
