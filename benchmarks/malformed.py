@@ -1,8 +1,8 @@
 """A thousand malformed inputs, and what the commands make of each.
 
-Inputs with something wrong in them (benchmarks/malformed_inputs.py: command lines, configs, files of
-users, of runs and of others) are given to the commands, each in a folder of its own. Right is: exit
-code 2 (1 where a run is damaged), nothing on stderr but one `error:` line, which names what is
+Inputs with something wrong in them (benchmarks/malformed_inputs.py: command lines, configs, files
+of users, of runs and of others) are given to the commands, each in a folder of its own. Right is:
+exit code 2 (1 where a run is damaged), nothing on stderr but one `error:` line, which names what is
 wrong, no file left behind, within a minute. A damaged line of a run's records is right where the
 command goes on and says which it left out.
 
@@ -94,8 +94,10 @@ def captured(folder: pathlib.Path) -> Iterator[dict[str, str]]:
         with (folder / name).open("wb") as file:
             os.dup2(file.fileno(), number)
     streams = sys.stdout, sys.stderr
-    sys.stdout = io.TextIOWrapper(open(1, "wb", 0, closefd=False), write_through=True)
-    sys.stderr = io.TextIOWrapper(open(2, "wb", 0, closefd=False), write_through=True)
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(io.FileIO(number, "w", closefd=False), write_through=True)
+        for number in (1, 2)
+    )
     try:
         yield said
     finally:
@@ -178,10 +180,13 @@ def make_runs(folder: pathlib.Path) -> None:
 
 
 def work(pipe: Connection, runs: pathlib.Path) -> None:
-    """A process that answers cases until told to end."""
+    """A process that makes the runs, if they are not there, and answers cases until told to end."""
     sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))  # Others work on this machine.
     warnings.filterwarnings("ignore", message=".*found in sys.modules")
+    if not (runs / "text/shards").exists():
+        make_runs(runs)
+    pipe.send(None)  # Ready.
     while (case := pipe.recv()) is not None:
         pipe.send(answered(case, runs))
 
@@ -199,6 +204,7 @@ class Worker:
         self._process = context.Process(target=work, args=(theirs, self._runs), daemon=True)
         self._process.start()
         theirs.close()
+        self._pipe.recv()
 
     def answer(self, case: Case) -> Outcome:
         self._pipe.send(case)
@@ -214,7 +220,10 @@ class Worker:
         self._start()
         return Outcome(None, "", "", (), SECONDS)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._pipe.send(None)
         self._process.join()
 
@@ -239,13 +248,11 @@ def main() -> None:
     parser.add_argument("--runs", default="", help="where the runs lie that are damaged, if kept")
     parser.add_argument("--save", action="store_true", help="in benchmarks/results")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as text:
+    with tempfile.TemporaryDirectory() as text, contextlib.ExitStack() as stack:
         runs = pathlib.Path(arguments.runs or text).absolute()
-        if not (runs / "run").exists():
-            make_runs(runs)
         counts: dict[str, list[int]] = {}
         wrong = []
-        worker = Worker(runs)
+        worker = stack.enter_context(Worker(runs))
         for case in tqdm(cases(arguments.count, arguments.seed, runs), unit="case"):
             if arguments.kind not in case.kind:
                 continue
@@ -258,7 +265,6 @@ def main() -> None:
                 last = outcome.stderr.strip().splitlines()[-1:] or [""]
                 wrong.append({"kind": case.kind, "input": str(case), "complaint": said})
                 tqdm.write(f"{case.kind}: {said}: {case}\n    {last[0][:300]}")
-        worker.close()
     print(table(counts))
     if arguments.save:
         save(

@@ -147,7 +147,7 @@ def from_json(text: str) -> ConfigDict:
     config, and for a key that changes what a run computes and is not known here."""
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{kind(content)}, not the keys of a config")

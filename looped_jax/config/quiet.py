@@ -21,7 +21,9 @@ NO_TPU = {
 }
 # Of XLA and TensorFlow: fatal ones only, as their errors are raised too.
 _OF_CPP = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "NONE"}
-_LOGGERS = ("jax", "absl", "asyncio", "orbax", "tensorflow", "transformers", "matplotlib", "grain")
+_LOGGERS = ("jax", "orbax", "tensorflow", "transformers", "matplotlib", "grain")
+# Orbax logs each failure that it also raises, and its threads complain when one of them has failed.
+_OF_STORAGE = ("absl", "asyncio")
 
 
 def has_tpu() -> bool:
@@ -37,5 +39,7 @@ def silence_libraries() -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in _OF_STORAGE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

@@ -304,7 +304,7 @@ def evaluate_tasks(
             try:
                 there = json.loads(path.read_text())
                 same = there.get("model", {}).get("identity") == model["identity"]
-            except (ValueError, AttributeError) as error:
+            except (ValueError, RecursionError, AttributeError) as error:
                 raise UserError(f"{path} is damaged ({error}); remove it") from error
             summary.update(there if same else {})
 

@@ -88,7 +88,7 @@ def _holder(workdir: epath.Path) -> str:
     try:
         known = json.loads((workdir / HOLDER).read_text())
         return f"process {known['process']} on {known['host']}, since {known['since']},"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return "another process"
 
 
