@@ -80,7 +80,7 @@ def compiled_step(job: Job) -> Any:
         raise UserError(advice(job, "the training step cannot be compiled")) from error
     needed = peak(step)
     if needed > limit:
-        raise UserError(advice(job, f"the training step needs {shown(needed)}"))
+        raise UserError(advice(job, f"the training step needs {shown(needed)}", needed / limit))
     return step
 
 
@@ -101,12 +101,13 @@ def peak(program: Any) -> float:
     )
 
 
-def advice(job: Job, what: str) -> str:
-    """One line on a job without memory: what there is, and what settings that need less need."""
+def advice(job: Job, what: str, times: float = 2.0) -> str:
+    """One line on a job without memory: what there is, and what settings that need less need; those
+    that may need so many ``times`` less are compiled first."""
     limit = device_memory(job.mesh.local_devices[0])
     there = "" if math.isinf(limit) else f", a device has {shown(limit)}"
     found: list[tuple[float, str]] = []
-    for number, changes in enumerate(_smaller(job.config)):
+    for number, changes in enumerate(_smaller(job.config, times)):
         if number == TRIED:
             break
         config = ConfigDict(job.config.to_dict())
@@ -125,18 +126,20 @@ def advice(job: Job, what: str) -> str:
     return f"out of memory: {what}{there}{least}: lower {KEYS}, or the model"
 
 
-def _smaller(config: ConfigDict) -> Iterator[dict[str, str]]:
-    """Settings that need less than the config's, the least change of them first."""
-    train, remat = config.train, config.model.remat
+def _smaller(config: ConfigDict, times: float) -> Iterator[dict[str, str]]:
+    """Settings that may need so many ``times`` less than the config's: parts of a batch in turn,
+    recomputing, and both."""
+    train = config.train
     rows = train.batch_size // train.grad_accumulation
-    other = {"model.remat": "layer"} if remat == "none" else {}
-    parts = [n for n in (2, 4, 8, rows) if n <= rows and rows % n == 0]
-    for n in dict.fromkeys(parts[:2]):
-        yield {"train.grad_accumulation": str(train.grad_accumulation * n)}
+    parts = [n for n in range(2, rows + 1) if rows % n == 0]
+    enough = [n for n in parts if n >= times] or parts[-1:]
+    other = {"model.remat": "layer"} if config.model.remat == "none" else {}
+    in_parts = [{"train.grad_accumulation": str(train.grad_accumulation * n)} for n in enough]
+    yield from in_parts[:2]
     if other:
         yield other
-    for n in dict.fromkeys(reversed(parts)):
-        yield {"train.grad_accumulation": str(train.grad_accumulation * n), **other}
+        yield from ({**parts_of, **other} for parts_of in in_parts[:1])
+    yield from in_parts[2:]
 
 
 def shown(size: float) -> str:
