@@ -19,8 +19,8 @@ NO_TPU = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5p-8",
 }
-# Of XLA and TensorFlow: fatal ones only, as their errors are raised too.
-_OF_CPP = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "NONE"}
+# JAX chooses what XLA says: that another process of a run has died is for the user.
+_OF_CPP = {"GRPC_VERBOSITY": "NONE"}
 _LOGGERS = ("jax", "orbax", "tensorflow", "transformers", "matplotlib", "grain")
 # Orbax logs each failure that it also raises, and its threads complain when one of them has failed.
 _OF_STORAGE = ("absl", "asyncio")

@@ -22,9 +22,7 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, float]]:
 
 
 def _is_line(line: dict[str, Any]) -> bool:
-    return isinstance(line.get("step"), int) and all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) for value in line.values()
-    )
+    return isinstance(line.get("step"), (int, float))
 
 
 class MetricsWriter:
