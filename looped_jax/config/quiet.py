@@ -19,8 +19,6 @@ NO_TPU = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5p-8",
 }
-# JAX chooses what XLA says: that another process of a run has died is for the user.
-_OF_CPP = {"GRPC_VERBOSITY": "NONE"}
 _LOGGERS = ("jax", "orbax", "tensorflow", "transformers", "matplotlib", "grain")
 # Orbax logs each failure that it also raises, and its threads complain when one of them has failed.
 _OF_STORAGE = ("absl", "asyncio")
@@ -34,7 +32,8 @@ def has_tpu() -> bool:
 
 def silence_libraries() -> None:
     """Before JAX starts its backend."""
-    for name, value in (_OF_CPP if has_tpu() else _OF_CPP | NO_TPU).items():
+    # XLA's own level is left alone: that another process of a run has died is said on it.
+    for name, value in ({} if has_tpu() else NO_TPU).items():
         os.environ.setdefault(name, value)
     absl_logging.set_verbosity(absl_logging.ERROR)
     for name in _LOGGERS:
