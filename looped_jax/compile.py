@@ -23,7 +23,7 @@ from looped_jax.training.job import Job, abstract_batch, jitted_train_step, make
 from looped_jax.training.loop_counts import mean_counts
 
 _FLAGS = cli.Flags()
-_CONFIG = _FLAGS.string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
+_CONFIG = _FLAGS.path("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
 _TOPOLOGY = _FLAGS.string("topology", "", "VERSION:AxB[xC], e.g. v5e:8x8 or v5p:4x4x4.")
 _SLICES = _FLAGS.integer("slices", 1, "Slices of that topology, joined by the network.")
 

@@ -17,6 +17,17 @@ class Preempted(Exception):
     """A run that was asked to stop and has saved itself. Entry points print it and exit 0."""
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether this is what a device, or the machine, says that has no memory left."""
+    while error is not None:
+        # XLA has one class for all that goes wrong; jaxlib is not imported to tell it.
+        of_xla = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+        if isinstance(error, MemoryError) or (of_xla and "RESOURCE_EXHAUSTED" in str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def nearest(name: str, known: Iterable[object]) -> str:
     """`; did you mean 'x'?` for messages, or nothing if no known name is near."""
     names = [str(k) for k in known]

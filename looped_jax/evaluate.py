@@ -48,7 +48,7 @@ from looped_jax.training.identity import measured_on, read_run_file
 from looped_jax.training.run import OpenRun, open_run
 
 _FLAGS = cli.Flags()
-_WORKDIR = _FLAGS.string("workdir", "", "The run.")
+_WORKDIR = _FLAGS.path("workdir", "", "The run.")
 _TASKS = _FLAGS.list("tasks", [], "Tasks or groups; default: those of the run's config.")
 _LOOPS = _FLAGS.list("loops", [], "Loop counts in place of the plan's, e.g. 4 or 1,2,4.")
 _STEP = _FLAGS.integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
@@ -58,8 +58,8 @@ _CACHE = _FLAGS.string("cache", "per_loop", CACHE_HELP)
 _EXIT = _FLAGS.string("exit", "none", EXIT_HELP)
 _DRAFT = _FLAGS.string("draft", "none", DRAFT_HELP)
 _BATCH = _FLAGS.integer("batch_size", 16, "Prompts at a time.", lower_bound=1)
-_HF = _FLAGS.string("hf", "", "A folder with a model of transformers, in place of a run.")
-_OUT = _FLAGS.string("out", "", "With --hf: where predictions and summary go.")
+_HF = _FLAGS.path("hf", "", "A folder with a model of transformers, in place of a run.")
+_OUT = _FLAGS.path("out", "", "With --hf: where predictions and summary go.", on_disk=True)
 _LENGTH = _FLAGS.integer(
     "max_length", None, "With --hf: tokens read at most; default: as its config.json.", 2
 )

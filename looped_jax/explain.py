@@ -21,8 +21,8 @@ from looped_jax.inside.explanation import explain, of_prompt, of_task, write
 from looped_jax.inside.passes import watched_segment
 
 _FLAGS = cli.Flags()
-_WORKDIR = _FLAGS.string("workdir", "", "The run.")
-_OUT = _FLAGS.string("out", "", "Folder of the page.")
+_WORKDIR = _FLAGS.path("workdir", "", "The run.")
+_OUT = _FLAGS.path("out", "", "Folder of the page.", on_disk=True)
 _PROMPT = _FLAGS.string("prompt", None, "Text to look at.")
 _TASK = _FLAGS.string("task", "", "Of a synthetic run, in place of --prompt: one of its tasks.")
 _EXAMPLE = _FLAGS.integer("example", 0, "Number of the task's held-out example.", lower_bound=0)

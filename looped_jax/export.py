@@ -19,8 +19,8 @@ from looped_jax.models.transformer import check_loops
 from looped_jax.training.run import open_run
 
 _FLAGS = cli.Flags()
-_WORKDIR = _FLAGS.string("workdir", "", "The run.")
-_OUT = _FLAGS.string("out", "", "Folder to write; it must not be there yet.")
+_WORKDIR = _FLAGS.path("workdir", "", "The run.")
+_OUT = _FLAGS.path("out", "", "Folder to write; it must not be there yet.", on_disk=True)
 _STEP = _FLAGS.integer("step", None, "Checkpoint; default: the newest.", lower_bound=0)
 _LOOPS = _FLAGS.integer("loops", None, "Loop count in place of the plan's.", lower_bound=1)
 _LAYOUT = _FLAGS.enum("layout", "unrolled", list(NAMES), "The form.")

@@ -20,7 +20,7 @@ from looped_jax.models.transformer import check_loops
 from looped_jax.training.run import open_run
 
 _FLAGS = cli.Flags()
-_WORKDIR = _FLAGS.string("workdir", "", "The run.")
+_WORKDIR = _FLAGS.path("workdir", "", "The run.")
 _PROMPT = _FLAGS.string("prompt", None, "Text to continue; - reads one prompt a line.")
 _MAX_TOKENS = _FLAGS.integer("max_tokens", 64, "At most so many tokens.", lower_bound=1)
 _TEMPERATURE = _FLAGS.float("temperature", 0.0, "0 is greedy.")

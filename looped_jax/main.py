@@ -8,6 +8,8 @@ The same command again, or the folder alone, goes on where the run stopped, and 
 every host is one run (looped_jax/parallel/distributed.py).
 """
 
+import functools
+
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -23,15 +25,16 @@ from looped_jax.errors import UserError
 from looped_jax.parallel import distributed
 from looped_jax.training.evaluations import Evaluations
 from looped_jax.training.job import Job, make_job
+from looped_jax.training.memory import check_state
 from looped_jax.training.trackers import check_installed
 from looped_jax.training.trainer import train
-from looped_jax.training.workdir import check_can_hold, claim_workdir, locked, renew_config
+from looped_jax.training.workdir import check_can_hold, check_owner, claim_workdir, locked
 
 _FLAGS = cli.Flags()
-_CONFIG = _FLAGS.string(
+_CONFIG = _FLAGS.path(
     "config", "", "Experiment: FILE.py or FILE.py:ARGUMENT; default: that of the run in --workdir."
 )
-_WORKDIR = _FLAGS.string("workdir", "", "Where the run lives; default runs/<experiment>.")
+_WORKDIR = _FLAGS.path("workdir", "", "Where the run lives; default runs/<experiment>.")
 
 
 def main(overrides: dict[str, str]) -> None:
@@ -50,13 +53,14 @@ def main(overrides: dict[str, str]) -> None:
     }
     evaluations = {name: Evaluations(job) for name, job in jobs.items()}
     for job in jobs.values():
+        check_state(job)
         check_installed(job.config)
         check_can_hold(workdir, job.config)
     with locked(workdir):
-        claim_workdir(config, workdir)
+        check_owner(config, workdir)
         for name, job in jobs.items():
-            train(job, workdir / name, evaluations.pop(name))
-        renew_config(config, workdir)
+            claim = functools.partial(claim_workdir, config, workdir)
+            train(job, workdir / name, evaluations.pop(name), claim)
     if distributed.is_first():
         show_comparison(config, jobs, workdir)
 

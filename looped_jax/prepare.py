@@ -14,8 +14,8 @@ from looped_jax.config import cli, load_experiment
 from looped_jax.errors import UserError
 
 _FLAGS = cli.Flags()
-_CONFIG = _FLAGS.string("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
-_OUTPUT = _FLAGS.string("output", "", "Folder for the shards and their manifest.")
+_CONFIG = _FLAGS.path("config", "", "Experiment: FILE.py or FILE.py:ARGUMENT.")
+_OUTPUT = _FLAGS.path("output", "", "Folder for the shards and their manifest.")
 _SCHEDULER = _FLAGS.string(
     "scheduler",
     "",

@@ -16,8 +16,8 @@ from looped_jax.config import cli
 from looped_jax.errors import UserError
 
 _FLAGS = cli.Flags()
-_RUNS = _FLAGS.list("runs", [], "Folders of runs or sweeps.")
-_OUT = _FLAGS.string("out", "", "Folder of the report.")
+_RUNS = _FLAGS.paths("runs", "Folders of runs or sweeps.")
+_OUT = _FLAGS.path("out", "", "Folder of the report.", on_disk=True)
 _TITLE = _FLAGS.string("title", "", "Of the page; default: the folders' names.")
 
 

@@ -18,13 +18,13 @@ from looped_jax.interop.layer_choice import RULES
 from looped_jax.interop.retrofitted import retrofit
 
 _FLAGS = cli.Flags()
-_SOURCE = _FLAGS.string("source", "", "The pretrained model, a folder or a .gguf file.")
+_SOURCE = _FLAGS.path("source", "", "The pretrained model, a folder or a .gguf file.")
 _PLAN = _FLAGS.string("plan", "", "Depth structure, e.g. 4x1,4x4,4x1; default: its own.")
-_OUT = _FLAGS.string("out", "", "Folder of the run to make; it must not be there yet.")
+_OUT = _FLAGS.path("out", "", "Folder of the run to make; it must not be there yet.", on_disk=True)
 _LAYERS = _FLAGS.string(
     "layers", "stepwise", f"Which layers the plan gets: {', '.join(RULES)}, or e.g. 0-3,10-17,20."
 )
-_TOKENIZER = _FLAGS.string("tokenizer", "", "Folder of the tokenizer; default: the source's.")
+_TOKENIZER = _FLAGS.path("tokenizer", "", "Folder of the tokenizer; default: the source's.")
 
 
 def main(overrides: dict[str, str]) -> None:

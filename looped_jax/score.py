@@ -23,7 +23,7 @@ from looped_jax.evaluation.metrics import drop, metric_of
 
 _FLAGS = cli.Flags()
 _TASK = _FLAGS.string("task", "", "Task whose metric is used.")
-_INPUT = _FLAGS.string("input", "", "JSON lines.")
+_INPUT = _FLAGS.path("input", "", "JSON lines.")
 
 
 def main(overrides: dict[str, str]) -> None:

@@ -18,8 +18,8 @@ from looped_jax.errors import UserError
 from looped_jax.training import sweep
 
 _FLAGS = cli.Flags()
-_SWEEP = _FLAGS.string("sweep", "", "Sweep file, e.g. experiments/sweeps/phop_small.py.")
-_WORKDIR = _FLAGS.string("workdir", "", "Folder of all runs; default runs/<sweep>.")
+_SWEEP = _FLAGS.path("sweep", "", "Sweep file, e.g. experiments/sweeps/phop_small.py.")
+_WORKDIR = _FLAGS.path("workdir", "", "Folder of all runs; default runs/<sweep>.", on_disk=True)
 _PRINT = _FLAGS.bool("print_commands", False, "Print one command per run, train nothing.")
 
 

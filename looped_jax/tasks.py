@@ -35,7 +35,7 @@ _NUM = _FLAGS.integer("num", 10, "Number of examples.", lower_bound=1)
 _SEED = _FLAGS.integer("seed", 0, "Seed of the examples.", lower_bound=0)
 _STYLE = _FLAGS.string("style", "", "How a downstream task is asked; empty: its default.")
 _DOCUMENTS = _FLAGS.bool("documents", False, "Print documents of a downstream task.")
-_DATA_DIR = _FLAGS.string("data_dir", "", "Folder of a downstream task's files.")
+_DATA_DIR = _FLAGS.path("data_dir", "", "Folder of a downstream task's files.")
 
 
 def main(overrides: dict[str, str]) -> None:

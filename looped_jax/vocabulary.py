@@ -19,10 +19,10 @@ from looped_jax.data.vocabulary import load_vocabulary, train_sentencepiece
 from looped_jax.errors import UserError
 
 _FLAGS = cli.Flags()
-_TRAIN = _FLAGS.string("train", "", "SentencePiece .model to write; its provenance beside it.")
+_TRAIN = _FLAGS.path("train", "", "SentencePiece .model to write; its provenance beside it.")
 _SIZE = _FLAGS.integer("size", 32_768, "Ids of the vocabulary to train.", lower_bound=300)
-_REPORT = _FLAGS.string("report", "", "Vocabulary to report on.")
-_PATH = _FLAGS.string("path", "", "Folder of Pile-format shards.")
+_REPORT = _FLAGS.path("report", "", "Vocabulary to report on.")
+_PATH = _FLAGS.path("path", "", "Folder of Pile-format shards.")
 _FILES = _FLAGS.string("files", "train-*.jsonl.zst", "Pattern of the shards in it.")
 _BLOCK = 1 << 24
 

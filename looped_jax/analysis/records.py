@@ -11,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from looped_jax import config as config_lib
+from looped_jax.data.json_text import sound_lines
 from looped_jax.data.text import SPLITS
 from looped_jax.errors import UserError
 from looped_jax.evaluation.intervals import Interval
@@ -203,26 +204,16 @@ def append_evaluation(
 
 def read_evaluations(workdir: epath.Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The lines that append_evaluation wrote, and what is wrong with the others."""
-    path = workdir / EVALUATIONS
-    lines: list[dict[str, Any]] = []
-    problems: list[str] = []
-    text = path.read_bytes().decode(errors="replace") if path.exists() else ""
-    for number, line in enumerate(filter(None, text.split("\n")), start=1):
-        try:
-            content = json.loads(line)
-            well_formed = (
-                isinstance(content["step"], int)
-                and isinstance(content["loops"], int | None)
-                and isinstance(content["split"], str)
-                and isinstance(content["metrics"], dict)
-            )
-        except (ValueError, TypeError, KeyError):
-            well_formed = False
-        if well_formed:
-            lines.append(content)
-        else:
-            problems.append(f"line {number} of {EVALUATIONS} is broken and left out")
-    return lines, problems
+    return sound_lines(workdir / EVALUATIONS, _is_evaluation)
+
+
+def _is_evaluation(line: dict[str, Any]) -> bool:
+    return (
+        isinstance(line.get("step"), int)
+        and isinstance(line.get("loops", ""), int | None)
+        and isinstance(line.get("split"), str)
+        and isinstance(line.get("metrics"), dict)
+    )
 
 
 def find_runs(folders: Sequence[str]) -> tuple[list[Record], list[str]]:
@@ -271,10 +262,6 @@ def _read(name: str, workdir: epath.Path) -> tuple[Record | None, list[str]]:
     try:
         config = config_lib.read_config(workdir / "config.json")
         lines = read_metrics(workdir)
-        if not all(isinstance(line, dict) and "step" in line for line in lines):
-            raise UserError("metrics.jsonl cannot be read: a line has no step")
-    except ValueError as error:
-        return None, [f"metrics.jsonl cannot be read ({error})"]
     except UserError as error:
         return None, [str(error)]
     if not lines:

@@ -5,8 +5,9 @@ Exit 0 on success, 2 on something the user can put right (one line on stderr), 1
 """
 
 import builtins
-import logging
+import errno
 import os
+import re
 import signal
 import sys
 import traceback
@@ -14,11 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
-from absl import logging as absl_logging
 
-from looped_jax.config import reference
-from looped_jax.errors import Preempted, RunError, UserError
-from looped_jax.storage.buckets import BucketError
+from looped_jax.config import quiet, reference
+from looped_jax.config.places import expanded
+from looped_jax.errors import Preempted, RunError, UserError, is_out_of_memory
+from looped_jax.storage.buckets import BucketError, in_bucket
 
 HELP = ("--help", "-h", "--helpfull", "-help", "-helpfull")
 
@@ -32,6 +33,18 @@ class Flags:
 
     def string(self, name: str, default: str | None, help: str) -> flags.FlagHolder[Any]:
         return flags.DEFINE_string(name, default, help, flag_values=self.values)
+
+    def path(
+        self, name: str, default: str | None, help: str, on_disk: builtins.bool = False
+    ) -> flags.FlagHolder[Any]:
+        """A file or folder; `~` is the home folder, which a shell does not see in `--out=~/x`.
+        ``on_disk``: what is written there cannot be in a bucket."""
+        serializer: flags.ArgumentSerializer[str] = flags.ArgumentSerializer()
+        return flags.DEFINE(_PathParser(on_disk), name, default, help, self.values, serializer)
+
+    def paths(self, name: str, help: str) -> flags.FlagHolder[Any]:
+        """Several, with commas between them."""
+        return flags.DEFINE(_PathsParser(), name, [], help, self.values, flags.ListSerializer(","))
 
     def integer(
         self, name: str, default: int | None, help: str, lower_bound: int | None = None
@@ -74,6 +87,21 @@ class Flags:
         return own.strip().partition("\n")[2].rstrip()
 
 
+class _PathParser(flags.ArgumentParser):
+    def __init__(self, on_disk: bool):
+        self._on_disk = on_disk
+
+    def parse(self, argument: str) -> str:
+        if self._on_disk and in_bucket(argument):
+            raise ValueError("this is written on a disk only; copy it to the bucket afterwards")
+        return expanded(argument)
+
+
+class _PathsParser(flags.ListParser):
+    def parse(self, argument: str | list[str]) -> list[str]:
+        return [expanded(path) for path in super().parse(argument)]
+
+
 def run(
     main: Callable[..., None],
     own: Flags | None = None,
@@ -94,14 +122,15 @@ def run(
     asks_for_help = any(argument in HELP for argument in arguments[1:])
     if not prints_only and not asks_for_help:
         sys.stdout, sys.stderr = _Unread(sys.stdout), _Unread(sys.stderr)
-    # Progress, metrics and errors are ours to print; libraries' notices hide them.
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    logging.getLogger("jax").setLevel(logging.ERROR)
+    quiet.silence_libraries()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # Whatever a model says, in a terminal of ASCII too.
+            stream.reconfigure(errors="backslashreplace")
     try:
         if asks_for_help and not own_options:
             print(_help(main, own), flush=True)
             return
-        overrides, rest = split_overrides([_expanded(argument) for argument in arguments])
+        overrides, rest = split_overrides(arguments)
         if own_options:
             main(overrides, rest[1:])
             sys.stdout.flush()
@@ -126,13 +155,35 @@ def run(
         # The reader of our output has gone (`| head`): nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except Exception:
+    except Exception as error:
+        if said := _of_the_machine(error):
+            _exit(f"error: {said}", 2 if _place()[1] == 1 else 1)
         if _place()[1] == 1:
             raise
         traceback.print_exc()
         _exit("stopped by the error above", 1)
     except KeyboardInterrupt:
         _exit("interrupted; the same command goes on from what was saved", 128 + signal.SIGINT)
+
+
+# What a user can put right about a file or folder that the system names.
+_OF_FILES = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST),
+}
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """One line for what is no fault of the program: memory, and files that it was told of."""
+    if is_out_of_memory(error):
+        reason = " ".join(str(error).split())[:200]
+        return (
+            f"out of memory ({reason}): lower what is computed at once, e.g. "
+            "--config.eval.batch_size, --batch_size, --max_tokens or a number of rows or examples"
+        )
+    if isinstance(error, OSError) and error.filename and error.errno in _OF_FILES:
+        return f"{str(error.filename)[:200]}: {error.strerror}"
+    return None
 
 
 def _help(main: Callable[[dict[str, str]], None], own: Flags) -> str:
@@ -172,12 +223,6 @@ class _Unread:
         return getattr(self._stream, name)
 
 
-def _expanded(argument: str) -> str:
-    """`--workdir=~/x` as a shell would have it in `--workdir ~/x`."""
-    name, equals, value = argument.partition("=")
-    return f"{name}={os.path.expanduser(value)}" if equals and value.startswith("~/") else argument
-
-
 def split_overrides(argv: list[str]) -> tuple[dict[str, str], list[str]]:
     """Takes `--config.KEY=VALUE` (or `--config.KEY VALUE`) out of argv: (overrides, the rest)."""
     overrides, rest = {}, []
@@ -205,6 +250,9 @@ def before_a_bad_end(call: Callable[[str], None]) -> None:
 
 def _exit(message: str, code: int) -> None:
     process, processes = _place()
+    # One line, whatever is quoted in it.
+    message = " ".join(message.splitlines())
+    message = re.sub(r"\S{400,}", lambda found: f"{found[0][:80]}…{found[0][-80:]}", message)
     # What the user can put right is the same in every process; a fault is one's own.
     if processes > 1 and code == 1:
         print(f"process {process}: {message}", file=sys.stderr)

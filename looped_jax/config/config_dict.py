@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import json
 import math
+import reprlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from looped_jax.config.keys import KEYS, MOST, RENAMED, RETIRED, SECTIONS
+from looped_jax.config.places import expanded
 from looped_jax.errors import UserError, nearest
 
 
@@ -52,6 +54,8 @@ def set_key(config: ConfigDict, dotted_key: str, value: Any) -> None:
         value = float(value) if abs(value) < MOST else math.inf
     if isinstance(old, tuple) and isinstance(value, (list, tuple)):
         value = _tuples(value)
+    if isinstance(value, str) and dotted_key in KEYS and KEYS[dotted_key].path:
+        value = expanded(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"config.{dotted_key}={value!r} is not a finite number")
     if type(value) is not type(old):
@@ -143,7 +147,7 @@ def from_json(text: str) -> ConfigDict:
     config, and for a key that changes what a run computes and is not known here."""
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{kind(content)}, not the keys of a config")
@@ -152,6 +156,9 @@ def from_json(text: str) -> ConfigDict:
     dropped = []
     for key, value in flatten(content):
         key = RENAMED.get(key, key)
+        # A section that is none, or a value that should not have parts.
+        if any(k.startswith(f"{key}.") or key.startswith(f"{k}.") for k in known):
+            raise UserError(f"it has {key}={reprlib.repr(value)}, which is not its form")
         if key not in known and (key in RETIRED or _is_operational(key)):
             dropped.append(key)
             continue

@@ -5,6 +5,7 @@ A file defines ``get_config()`` (or ``get_config(argument)``), which starts from
 """
 
 import importlib.util
+import inspect
 import pathlib
 import re
 import sys
@@ -79,6 +80,8 @@ def load_function(path_text: str, function: str, kind: str) -> Callable[..., Any
     found = call(path_text, _load_module, path).__dict__.get(function)
     if not callable(found):
         raise UserError(f"{path} defines no {function}()")
+    if inspect.iscoroutinefunction(found):
+        raise UserError(f"{path}: {function}() must be a plain function, not an async one")
     return found
 
 
@@ -90,7 +93,8 @@ def call(path_text: str, function: Callable[..., Any], *arguments: Any) -> Any:
     except (UserError, KeyboardInterrupt):
         raise
     except SyntaxError as error:
-        raise UserError(f"{error.filename}:{error.lineno}: {error.msg}") from error
+        where = f"{error.filename}:{error.lineno}" if error.filename else path_text
+        raise UserError(f"{where}: {error.msg}") from error
     except BaseException as error:  # Whatever a file of the user's does, SystemExit too.
         frames = traceback.extract_tb(error.__traceback__)
         own = [f for f in frames if pathlib.Path(f.filename) == pathlib.Path(path_text).absolute()]

@@ -50,6 +50,7 @@ class Key:
     choices: tuple[str, ...] = ()
     range: Range | None = None
     operational: bool = False
+    path: bool = False  # `~` in it is the home folder.
 
 
 def key(
@@ -59,9 +60,10 @@ def key(
     choices: tuple[str, ...] = (),
     range: Range | None = None,
     operational: bool = False,
+    path: bool = False,
 ) -> Any:
     """A field of a section. Every number has a range."""
-    known = Key(default, meaning, choices, range, operational)
+    known = Key(default, meaning, choices, range, operational, path)
     return dataclasses.field(default=default, metadata={"key": known})
 
 
@@ -354,6 +356,7 @@ class Data:
         "in memory at every start; a checkpoint remembers what was there; to prepare also "
         "seqio:TASK and hf:NAME",
         operational=True,
+        path=True,
     )
     sources: tuple[Any, ...] = key(
         (),
@@ -398,6 +401,7 @@ class Data:
         "bytes",
         "bytes, a name in data/vocabularies, a SentencePiece .model or a tokenizer.json; own:DIR, "
         "a folder with tokenizer.json and tokenizer_config.json whose ids are kept",
+        path=True,
     )
     read_threads: int = key(
         1,
@@ -490,7 +494,7 @@ class Train:
         "(): nowhere",
         operational=True,
     )
-    start_from: str = key("", "RUN/checkpoints/STEP of another run to continue from")
+    start_from: str = key("", "RUN/checkpoints/STEP of another run to continue from", path=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -527,11 +531,12 @@ class Eval:
         (), "loop counts that held-out rows are evaluated at, beside the plan's own, e.g. (1, 2, 8)"
     )
     examples: int = key(1024, "rows per task, the same ones every time", range=POSITIVE)
-    batch_size: int = key(0, "rows; 0: train.batch_size", range=NOT_NEGATIVE)
+    batch_size: int = key(0, "rows; 0: train.batch_size", range=NOT_NEGATIVE, operational=True)
     data_dir: str = key(
         "",
         "folder of the downstream tasks' files; empty: TFDS, where it has them",
         operational=True,
+        path=True,
     )
     style: str = key(
         "default", "of downstream prompts", choices=("default", "gpt3", "lm_eval", "line")

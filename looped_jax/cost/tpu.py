@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from looped_jax.config.quiet import NO_TPU
 from looped_jax.cost.compiled import Cost
 from looped_jax.cost.peak_flops import PEAK_BF16_FLOPS
 from looped_jax.errors import UserError, nearest
@@ -64,13 +65,10 @@ def describe(topology: str, slices: int = 1) -> Sequence[Any]:
     if slices < 1:
         raise UserError(f"--slices={slices} must be at least 1")
     _check_libtpu()
-    # libtpu looks for the metadata of a TPU VM; there is none, and nobody to ask.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    for name, value in NO_TPU.items():
+        os.environ.setdefault(name, value)
     # Nothing is run: others may compile on this machine at the same time, or use its TPU.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    # Or it warns that it cannot tell what TPU this is.
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}

@@ -1,7 +1,8 @@
 """JSON that others wrote: whatever is wrong with it is said in one line that says where."""
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from etils import epath
@@ -36,3 +37,36 @@ def json_lines(path: epath.Path) -> Iterator[tuple[str, Any]]:
         if line.strip():
             where = f"{path}, line {number}"
             yield where, parse_json(line, where)
+
+
+def sound_lines(
+    path: epath.Path, is_one: Callable[[dict[str, Any]], bool]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The objects in a file of a run, one a line, and what is said of lines left out: those that a
+    power cut or a full disk has damaged, or that ``is_one`` does not take. No file: none; a last
+    line without an end is one that was being written, and left out without a word."""
+    lines: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1] if path.exists() else ()):
+        if not text.strip():
+            continue
+        try:
+            line = parse_json(text, "")
+        except UserError:
+            line = None
+        if isinstance(line, dict) and is_one(line):
+            lines.append(line)
+        else:
+            problems.append(f"line {number + 1} of {path.name} is damaged and left out")
+    return lines, problems
+
+
+def say_once(path: epath.Path, problems: list[str]) -> None:
+    """Says on stderr what is wrong with a file, to a user who has not been told."""
+    for problem in problems:
+        if (said := (path.resolve(), problem)) not in _SAID:
+            _SAID.add(said)
+            print(f"{path.parent}: {problem}", file=sys.stderr)
+
+
+_SAID: set[tuple[epath.Path, str]] = set()

@@ -85,7 +85,7 @@ def read_manifest(folder: epath.Path) -> Manifest:
         content = json.loads(path.read_text())
         manifest = Manifest(folder, content["recipe"], content["splits"])
         saved_format, fingerprint = manifest.recipe["format"], content["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); prepare the data again") from error
     if saved_format != FORMAT:
         raise UserError(f"{path} has format {saved_format}, this version reads {FORMAT}")

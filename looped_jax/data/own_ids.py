@@ -177,7 +177,7 @@ def _read(spec: str) -> tuple[bytes, dict[str, Any], int, int]:
         description, config = json.loads(content), json.loads(config_path.read_text())
         ids = piece_ids(description)
         named = {key: _name(config.get(key)) for key in ("bos_token", "eos_token")}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"vocabulary {spec} has no valid {FILE} and {CONFIG} ({type(error).__name__}: {error})"
         ) from error

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from looped_jax.data.files import write_whole
+from looped_jax.data.json_text import say_once, sound_lines
 from looped_jax.data.tasks.downstream import TASKS, group_members
 from looped_jax.data.tasks.downstream.base import GROUPS, DownstreamTask
 from looped_jax.data.tasks.downstream.example import Example
@@ -177,8 +178,9 @@ def _kept(out: epath.Path, asked: Asked, identity: str) -> dict[str, Any]:
         return {}
     hashes = {e.id: p.hash for e, p in zip(asked.examples, asked.prompts, strict=True)}
     kept: dict[str, Any] = {}
-    for line in out.read_text().split("\n")[:-1]:  # A last line that was cut off is left out.
-        record = json.loads(line)
+    lines, problems = sound_lines(out, lambda line: {"id", "prompt_hash", "prediction"} <= {*line})
+    say_once(out, problems)  # Such a question is asked again.
+    for record in lines:
         # Before numerics format 2 no model was written: such a prediction may be of any.
         known = (record.get("model"), record["prompt_hash"])
         if known == (identity, hashes.get(record["id"])):
@@ -301,7 +303,7 @@ def evaluate_tasks(
             try:
                 there = json.loads(path.read_text())
                 same = there.get("model", {}).get("identity") == model["identity"]
-            except (ValueError, AttributeError) as error:
+            except (ValueError, RecursionError, AttributeError) as error:
                 raise UserError(f"{path} is damaged ({error}); remove it") from error
             summary.update(there if same else {})
 

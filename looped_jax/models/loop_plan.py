@@ -6,11 +6,13 @@
 
 import dataclasses
 import re
+import reprlib
 
 from looped_jax.errors import UserError
 
 # More are a slip of the keyboard; numbers of loops are int32 on a device.
 MOST_LOOPS = 1_000_000
+MOST_LAYERS = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +43,19 @@ class LoopPlan:
             raise UserError("plan is empty; write kxL segments, e.g. 12x2 or 4x1,4x4,4x1")
         segments = []
         for number, part in enumerate(text.split(","), start=1):
-            where = f"plan {text!r}, segment {number}"
-            match = re.fullmatch(r"\s*(\d+)[x⊗](\d+)\s*", part)
+            where = f"plan {reprlib.repr(text)}, segment {number}"
+            match = re.fullmatch(r"\s*([0-9]+)[x⊗]([0-9]+)\s*", part)
             if match is None:
-                raise UserError(f"{where}: {part.strip()!r} is not LAYERSxLOOPS, e.g. 12x2")
+                raise UserError(
+                    f"{where}: {reprlib.repr(part.strip())} is not LAYERSxLOOPS, e.g. 12x2"
+                )
+            if max(map(len, match.groups())) > 9:
+                raise UserError(f"{where}: a number has more than 9 digits")
             layers, loops = int(match[1]), int(match[2])
             if layers < 1 or loops < 1:
                 raise UserError(f"{where}: {part.strip()!r} needs at least one layer and one loop")
+            if layers > MOST_LAYERS:
+                raise UserError(f"{where}: {part.strip()!r} has more than {MOST_LAYERS:,} layers")
             if loops > MOST_LOOPS:
                 raise UserError(f"{where}: {part.strip()!r} has more than {MOST_LOOPS:,} loops")
             segments.append(Segment(layers, loops))

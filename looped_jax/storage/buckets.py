@@ -151,7 +151,7 @@ class BucketPath(gpath.PosixGPath):
 
 def in_bucket(path: Any) -> bool:
     """Whether it is an address in a bucket, and not on a disk."""
-    return isinstance(epath.Path(path), BucketPath)
+    return os.fspath(path).startswith(("gs://", "s3://"))
 
 
 def put(path: epath.Path, content: bytes) -> None:

@@ -27,9 +27,9 @@ _M = _FLAGS.integer("m", 8, "Tokens of chain of thought.")
 _CASES = _FLAGS.integer("cases", 64, "Random inputs.", lower_bound=1)
 _SEED = _FLAGS.integer("seed", 0, "Of inputs and random models.")
 _DTYPE = _FLAGS.enum("dtype", "float32", ["float32", "bfloat16", "float16"], "Compute type.")
-_RUN = _FLAGS.string("run", "", "A trained run to compare with the construction.")
+_RUN = _FLAGS.path("run", "", "A trained run to compare with the construction.")
 _LOOPS = _FLAGS.integer("max_loops", 8, "With --run: loops at evaluation.", lower_bound=1)
-_FIGURE = _FLAGS.string("figure", "", "PNG file to draw.")
+_FIGURE = _FLAGS.path("figure", "", "PNG file to draw.", on_disk=True)
 
 
 def main(overrides: dict[str, str]) -> None:

@@ -142,6 +142,6 @@ def read_run_file(workdir: epath.Path) -> dict[str, Any] | None:
     path = workdir / NAME
     try:
         content = json.loads(path.read_text()) if path.exists() else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

@@ -3,19 +3,28 @@
 import contextlib
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from etils import epath
 
 from looped_jax.data.files import write_whole
+from looped_jax.data.json_text import say_once, sound_lines
 from looped_jax.errors import RunError
+from looped_jax.parallel import distributed
 from looped_jax.storage.appended import Appended
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl; a last line that was cut off is left out."""
+    """The lines of metrics.jsonl; those that are damaged are left out, and said once."""
     path = workdir / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    lines, problems = sound_lines(path, _is_line)
+    if distributed.is_first():
+        say_once(path, problems)
+    return lines
+
+
+def _is_line(line: dict[str, Any]) -> bool:
+    return isinstance(line.get("step"), (int, float))
 
 
 class MetricsWriter:

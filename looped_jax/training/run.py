@@ -12,6 +12,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from looped_jax import config as config_lib
+from looped_jax.config.places import expanded
 from looped_jax.data.pipeline import check_same_vocabulary
 from looped_jax.errors import UserError
 from looped_jax.training.checkpoint import evaluated_part, read_meta, read_params, saved_steps
@@ -76,7 +77,7 @@ def open_run(
     """
     if not workdir:
         raise UserError("say --workdir=DIR of a run")
-    folder = epath.Path(workdir)
+    folder = epath.Path(expanded(str(workdir)))
     steps = saved_steps(folder)
     if not (folder / "config.json").exists() or not steps:
         raise UserError(f"{folder} holds no run with a checkpoint")

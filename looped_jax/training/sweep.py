@@ -7,6 +7,7 @@ a report knows of runs that have not started, and `WORKDIR/logs/<name>.txt` keep
 
 import dataclasses
 import json
+import reprlib
 import shlex
 import subprocess
 import sys
@@ -72,9 +73,14 @@ def load_sweep(path: str, overrides: Mapping[str, str]) -> dict[SweepRun, Config
     loaded: dict[SweepRun, ConfigDict] = {}
     names: set[str] = set()
     for run in runs:
+        if not _is_well_formed(run):
+            raise UserError(
+                f"{path}: {reprlib.repr(run)} is not SweepRun(name, config, {{key: value}}): name, "
+                "config and keys are texts"
+            )
         if run.name in names:
             raise UserError(f"{path}: two runs are named {run.name!r}")
-        if not run.name or {"/", "\\"} & set(run.name) or run.name.startswith("."):
+        if not _is_folder_name(run.name):
             raise UserError(f"{path}: {run.name!r} is not a name for a folder")
         if run.name == "logs":
             raise UserError(f"{path}: a run may not be named 'logs'")
@@ -82,6 +88,15 @@ def load_sweep(path: str, overrides: Mapping[str, str]) -> dict[SweepRun, Config
         whole = dataclasses.replace(run, overrides={**run.overrides, **overrides})
         loaded[whole] = whole.load()
     return loaded
+
+
+def _is_well_formed(run: SweepRun) -> bool:
+    keys = run.overrides if isinstance(run.overrides, Mapping) else (None,)
+    return all(isinstance(text, str) for text in (run.name, run.config, *keys))
+
+
+def _is_folder_name(name: str) -> bool:
+    return bool(name) and not {"/", "\\", "\0"} & set(name) and not name.startswith(".")
 
 
 def commands(runs: Iterable[SweepRun], workdir: epath.Path) -> list[str]:
@@ -278,8 +293,11 @@ def listed_runs(workdir: epath.Path) -> list[str]:
     if not path.exists():
         return []
     try:
-        return [str(run["name"]) for run in json.loads(path.read_text())["runs"]]
-    except (ValueError, TypeError, KeyError) as error:
+        names = [run["name"] for run in json.loads(path.read_text())["runs"]]
+        if not all(isinstance(name, str) and _is_folder_name(name) for name in names):
+            raise ValueError
+        return names
+    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged; the command that trains the sweep writes it again"
         ) from error

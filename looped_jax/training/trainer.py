@@ -4,9 +4,12 @@ A run resumed from a checkpoint repeats exactly what the run that died would hav
 before the checkpoint is on disk, what came after it is done again.
 """
 
+import contextlib
 import dataclasses
 import math
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import optax
@@ -16,7 +19,7 @@ from tqdm import tqdm
 from looped_jax.cost.peak_flops import peak_flops
 from looped_jax.data.pipeline import TrainBatches, announce_epochs, train_batches
 from looped_jax.data.rows import Rows
-from looped_jax.errors import Preempted, RunError
+from looped_jax.errors import Preempted, RunError, UserError, is_out_of_memory
 from looped_jax.parallel import distributed
 from looped_jax.parallel.mesh import local_rows, put_batch
 from looped_jax.training import screen
@@ -24,7 +27,8 @@ from looped_jax.training.checkpoint import Checkpointer, start_from
 from looped_jax.training.evaluations import Evaluations
 from looped_jax.training.events import Event
 from looped_jax.training.identity import RunFile, describe
-from looped_jax.training.job import Job, jitted_train_step, make_job
+from looped_jax.training.job import Job, make_job
+from looped_jax.training.memory import advice, check_state, compiled_step
 from looped_jax.training.metrics_file import MetricsWriter, read_metrics
 from looped_jax.training.profile import ProfileOnSignal
 from looped_jax.training.schedule import learning_rate
@@ -36,28 +40,40 @@ from looped_jax.training.trackers import Trackers, check_installed
 from looped_jax.training.trackers.base import Start
 from looped_jax.training.workdir import (
     check_can_hold,
+    check_owner,
     check_same_held_out,
     claim_workdir,
     locked,
-    renew_config,
 )
 
 Scalars = dict[str, jax.Array]
 
 
-def train(job: Job, workdir: epath.Path, evaluations: Evaluations | None = None) -> None:
+def train(
+    job: Job,
+    workdir: epath.Path,
+    evaluations: Evaluations | None = None,
+    claim: Callable[[], None] = lambda: None,
+) -> None:
     """Trains to config.train.steps, from the workdir's newest checkpoint if it has one.
-    ``evaluations``: those of the job, where they are made already.
+    ``evaluations``: those of the job, where they are made already. ``claim`` is called when all
+    checks have passed, before anything is written.
 
-    UserError for another config's workdir, one in which another process trains, or a missing
-    package of config.train.log_to; RunError for a non-finite loss or a failed save; Preempted after
-    SIGTERM, when everything is saved.
+    UserError for another config's workdir, one in which another process trains, a missing package
+    of config.train.log_to, or too little memory; RunError for a non-finite loss or a failed save;
+    Preempted after SIGTERM, when everything is saved.
     """
+    check_state(job)
     evaluations = evaluations or Evaluations(job)
     check_installed(job.config)
     check_can_hold(workdir, job.config)
-    with locked(workdir) as still_ours:
+
+    def claim_all() -> None:
+        claim()
         claim_workdir(job.config, workdir)
+
+    with locked(workdir) as still_ours:
+        check_owner(job.config, workdir)
         keep = job.config.checkpoint.keep
         with StopSignal(still_ours) as stop, Checkpointer(workdir, keep) as saved:
             latest = saved.latest() or 0
@@ -71,11 +87,26 @@ def train(job: Job, workdir: epath.Path, evaluations: Evaluations | None = None)
                 whole = stage.config == job.config
                 of_stage = job if whole else make_job(stage.config)
                 measured = evaluations if whole else Evaluations(of_stage)
-                run = _begin(of_stage, measured, stage, before, workdir, saved, stop, peak)
-                renew_config(job.config, workdir)
-                run.go()
+                with _short_of_memory(of_stage):
+                    given = (stage, before, workdir, saved, stop, claim_all, peak)
+                    run = _begin(of_stage, measured, *given)
+                    run.go()
                 before = of_stage
     screen.say(screen.closing(job.config.train.steps, read_metrics(workdir)))
+
+
+@contextlib.contextmanager
+def _short_of_memory(job: Job) -> Iterator[None]:
+    """What a device says that has no memory left, as a UserError that says what to lower."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not is_out_of_memory(error):
+            raise
+        what = "a device has none left (config.eval.batch_size holds for evaluations)"
+        # The others of several processes may have memory, and do not say what this one says.
+        kind = RunError if distributed.several() else UserError
+        raise kind(advice(job, what)) from error
 
 
 def _begin(
@@ -86,17 +117,22 @@ def _begin(
     workdir: epath.Path,
     checkpointer: Checkpointer,
     stop: StopSignal,
+    claim: Callable[[], None],
     peak: float | None,
 ) -> "_Run":
-    """Opens all that a stage needs: rows, state, records. ``before`` is the stage whose last
-    checkpoint is to be grown; None if there is none. ``peak``: of a device, if known."""
+    """Opens all that a stage needs: rows, state, records, these after ``claim``. ``before`` is the
+    stage whose last checkpoint is to be grown; None if there is none. ``peak``: of a device, if
+    known."""
     config, size = job.config, job.config.train.batch_size
     source = job.data.source("train")
     batches = train_batches(job.data, config, local_rows(job.mesh, size), source)
+    ended = (checkpointer.latest() or 0) >= stage.end
+    train_step = None if ended else compiled_step(job)
     state, begins = _first_state(job, stage, before, checkpointer, batches)
     step = int(state.step)
     measured_on = {held_out.name: held_out.sample.identity for held_out in evaluations.held_out}
     check_same_held_out(workdir, measured_on)
+    claim()
     metrics = MetricsWriter(workdir, step, writes=distributed.is_first())
     # A finished run that is started again does nothing: what made it stays as it is.
     finished = step >= stage.end and metrics.evaluated(step)
@@ -112,6 +148,7 @@ def _begin(
         job=job,
         stage=stage,
         workdir=workdir,
+        train_step=train_step,
         batches=batches,
         state=state,
         step=step,
@@ -158,6 +195,7 @@ class _Run:
     job: Job
     stage: Stage
     workdir: epath.Path
+    train_step: Any  # Compiled; None where no step is left.
     batches: TrainBatches
     state: TrainState
     step: int  # Updates made.
@@ -215,7 +253,7 @@ class _Run:
             self.watch.restart(self.step)
 
     def _steps(self) -> None:
-        train_step, size = jitted_train_step(self.job), self.job.config.train.batch_size
+        size = self.job.config.train.batch_size
         events, first = list(self.events), self.step + 1
         while self.step < self.stage.end:
             if self.stop.poll():
@@ -223,7 +261,7 @@ class _Run:
             self.profile.before(self.step)
             batch = put_batch(self._next_rows(), self.job.mesh, size)
             before = self.scalars
-            self.state, self.scalars = train_step(self.state, batch)
+            self.state, self.scalars = self.train_step(self.state, batch)
             # Looked at one step late, so that the device always has the next step at hand.
             if before:
                 self._check_finite(self.step, before)

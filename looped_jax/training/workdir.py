@@ -84,8 +84,14 @@ def locked(workdir: epath.Path) -> Iterator[Callable[[], None]]:
             on_disk.release()
             if not (workdir / "config.json").exists():  # Nothing came of it.
                 (workdir / LOCK).unlink(missing_ok=True)
-                if made and not any(workdir.iterdir()):
-                    workdir.rmdir()
+                _remove_if_empty(workdir / "checkpoints")
+                if made:
+                    _remove_if_empty(workdir)
+
+
+def _remove_if_empty(folder: epath.Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def check_can_hold(workdir: epath.Path, config: ConfigDict) -> None:
@@ -116,15 +122,15 @@ def _holder(workdir: epath.Path) -> str:
         return lease.describe(None)
 
 
+def check_owner(config: ConfigDict, workdir: epath.Path) -> None:
+    """UserError if the workdir belongs to another config or to another use; nothing is written. A
+    start that came to nothing owns nothing."""
+    distributed.first_does(lambda: _check_owner(config, workdir))
+
+
 def claim_workdir(config: ConfigDict, workdir: epath.Path) -> None:
-    """Writes config.json of a new run; UserError if the workdir belongs to another config or to
-    another use."""
-    distributed.first_does(lambda: _claim(config, workdir))
-
-
-def renew_config(config: ConfigDict, workdir: epath.Path) -> None:
-    """Writes config.json again, with what a start may change: when all of its checks have passed,
-    and it is known to be of the run that is there."""
+    """Writes config.json, also again with what a start may change: when all checks of a run have
+    passed, check_owner among them."""
     distributed.first_does(lambda: _write(config, workdir))
 
 
@@ -142,9 +148,11 @@ def check_same_held_out(workdir: epath.Path, held_out: dict[str, Any]) -> None:
             )
 
 
-def _claim(config: ConfigDict, workdir: epath.Path) -> None:
+def _check_owner(config: ConfigDict, workdir: epath.Path) -> None:
     path = workdir / "config.json"
     if path.exists():
+        if not _has_begun(workdir):
+            return
         there = config_lib.read_config(path)
         if differences := config_lib.differences(config, there):
             raise UserError(
@@ -154,7 +162,13 @@ def _claim(config: ConfigDict, workdir: epath.Path) -> None:
         return
     if workdir.exists() and not (workdir.is_dir() and _unclaimed(workdir)):
         raise UserError(f"workdir {workdir} exists and is not a run; choose another --workdir")
-    _write(config, workdir)
+
+
+def _has_begun(workdir: epath.Path) -> bool:
+    """Whether a run, or one of its variants, has come to anything."""
+    folders = [workdir, *(path for path in workdir.iterdir() if path.is_dir())]
+    files = (folder / "metrics.jsonl" for folder in folders)
+    return any(map(saved_steps, folders)) or any(f.exists() and f.stat().length for f in files)
 
 
 def _hint(config: ConfigDict, there: ConfigDict, workdir: epath.Path) -> str:

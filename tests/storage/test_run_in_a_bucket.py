@@ -152,3 +152,25 @@ def test_what_a_bucket_cannot_hold_is_refused_before_anything_is_there(
     errors = finish(start(experiment, f"{store.scheme}://none-such/run"), 2)
     assert errors.count("\n") == 1 and "cannot write in workdir s3://none-such/run" in errors
     assert store.names("tracked") == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("report", "--runs=runs", "--out=s3://bucket/x"),
+        ("explain", "--workdir=runs", "--prompt=1 2", "--out=s3://bucket/x"),
+        ("export", "--workdir=runs", "--out=gs://bucket/x"),
+        ("retrofit", "--source=runs", "--plan=2x2", "--out=gs://bucket/x"),
+        ("sweep", "--sweep=experiments/sweeps/phop_small.py", "--workdir=gs://bucket/x"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_is_written_on_a_disk_only_says_so(command: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"looped_jax.{command[0]}", *command[1:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "on a disk only" in done.stderr

@@ -16,7 +16,7 @@ from looped_jax.training.job import make_job
 from looped_jax.training.metrics_file import read_metrics
 from looped_jax.training.optimizer import make_optimizer
 from looped_jax.training.stopwatch import Stopwatch
-from looped_jax.training.workdir import claim_workdir
+from looped_jax.training.workdir import check_owner
 
 TOKENS = 16 * 5  # Of a step: rows of a batch, and the product and its factors.
 
@@ -163,10 +163,10 @@ def test_a_run_of_other_steps_is_told_how_to_go_on(tmp_path: pathlib.Path) -> No
     train(workdir)
     hint = f"--config.train.start_from={workdir / 'checkpoints' / '12'}, it goes on from step 12"
     with pytest.raises(UserError) as caught:
-        claim_workdir(small_config(train__steps=24), epath.Path(workdir))
+        check_owner(small_config(train__steps=24), epath.Path(workdir))
     assert hint in str(caught.value)
     with pytest.raises(UserError) as caught:
-        claim_workdir(small_config(train__steps=24, seed=1), epath.Path(workdir))
+        check_owner(small_config(train__steps=24, seed=1), epath.Path(workdir))
     assert "start_from" not in str(caught.value)
 
 

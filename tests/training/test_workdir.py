@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,10 @@ import pytest
 from conftest import ROOT, VARIANTS
 from etils import epath
 
+from looped_jax.config import load_experiment
 from looped_jax.errors import UserError
+from looped_jax.training.job import make_job
+from looped_jax.training.trainer import train
 from looped_jax.training.workdir import HOLDER, locked
 
 LONG = "--config.train.steps=100000"
@@ -97,3 +101,39 @@ def test_what_is_no_folder_cannot_be_locked(tmp_path: pathlib.Path) -> None:
         locked(epath.Path(tmp_path / "file")),
     ):
         pass
+
+
+ANOTHER = "train.start_from={run}/checkpoints/12"
+
+
+@pytest.mark.parametrize(
+    "overrides, said",
+    [
+        (("train.start_from=gone",), "no checkpoint at gone"),
+        (("train.start_from={run}",), "no checkpoint at"),
+        ((ANOTHER, "model.d_ff=64"), "of another model"),
+        ((ANOTHER, "data.task=group_z9_n4"), "vocabulary"),
+        (("data.task=text", "data.length=32", "data.path={run}"), "train-"),
+        (("data.task=text", "data.length=32", "data.path=gone"), "gone"),
+        (("eval.tasks=nothing",), "nothing"),
+        (("eval.loops=(9,)", "model.plan=2x1"), "loops"),
+        (("data.length=2",), "config.data.length"),
+        (("mesh.data=64",), "config.mesh"),
+        (("loop_loss.kind=gate",), "loop_loss.kind"),
+        (("optimizer.frozen=('nothing',)",), "nothing"),
+        (("model.d_model=4194304",), "memory"),
+        (("train.batch_size=536870912",), "config.train.batch_size"),
+    ],
+    ids=str,
+)
+def test_a_start_that_is_refused_claims_nothing(
+    overrides: tuple[str, ...],
+    said: str,
+    experiment: pathlib.Path,
+    tmp_path: pathlib.Path,
+    variants_run: pathlib.Path,
+) -> None:
+    given = dict(o.format(run=variants_run / "base").split("=", 1) for o in overrides)
+    with pytest.raises(UserError, match=re.escape(said)):
+        train(make_job(load_experiment(str(experiment), given)), epath.Path(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

@@ -58,6 +58,6 @@ def _ids(workdir: epath.Path) -> dict[str, object]:
     path = workdir / IDS
     try:
         content = json.loads(path.read_text()) if path.exists() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
