@@ -14,7 +14,8 @@ class RunError(Exception):
 
 
 class Preempted(Exception):
-    """A run that was asked to stop and has saved itself. Entry points print it and exit 0."""
+    """A run that was asked to stop and has saved itself: the same command goes on. Entry points
+    print it and exit 75 (os.EX_TEMPFAIL)."""
 
 
 def nearest(name: str, known: Iterable[object]) -> str:

@@ -1,7 +1,8 @@
 """What every entry point shares: flags, `--config.KEY=VALUE` overrides, exit codes.
 
 Exit 0 on success, 2 on something the user can put right (one line on stderr), 1 on a fault
-(one line where it is an expected kind of fault, a traceback where it is a bug).
+(one line where it is an expected kind of fault, a traceback where it is a bug), 75 when it was
+told to stop by SIGTERM, has saved itself and is not done.
 """
 
 import builtins
@@ -118,7 +119,7 @@ def run(
     except RunError as error:
         _exit(f"error: {error}", 1)
     except Preempted as message:
-        _exit(str(message), 0)
+        _exit(str(message), os.EX_TEMPFAIL)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nothing more to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -199,7 +200,7 @@ def _exit(message: str, code: int) -> None:
         print(f"process {process}: {message}", file=sys.stderr)
     elif process == 0:
         print(message, file=sys.stderr)
-    if processes > 1 and code:
+    if processes > 1 and code != os.EX_TEMPFAIL:  # With which all end together.
         # An orderly end would wait for the others, who wait for this one.
         sys.stderr.flush()
         os._exit(code)

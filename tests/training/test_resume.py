@@ -118,14 +118,14 @@ def test_a_killed_run_resumes_to_bitwise_the_same_parameters_and_metrics(
     assert_same_run(workdir, never_stopped)
 
 
-def test_sigterm_saves_and_exits_0_and_the_run_goes_on_exactly(
+def test_sigterm_saves_and_exits_75_and_the_run_goes_on_exactly(
     experiment: pathlib.Path, never_stopped: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     workdir = tmp_path / "stopped"
     process = start(experiment, workdir)
     wait_for_step(workdir, 9)
     process.send_signal(signal.SIGTERM)
-    errors = finish(process)
+    errors = finish(process, os.EX_TEMPFAIL)
     saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
     assert f"stopped by SIGTERM at step {saved}" in errors
     assert saved >= 9
@@ -142,7 +142,7 @@ def test_a_sigterm_during_evaluation_does_not_wait_for_its_end(
     wait_for_step(workdir, 2)
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    assert "stopped by SIGTERM at step 2, saved" in finish(process)
+    assert "stopped by SIGTERM at step 2, saved" in finish(process, os.EX_TEMPFAIL)
     assert not any("eval/group_z7_n4/loss" in line for line in computed(workdir))
     assert checkpoint(workdir, 2)["step"] == 2
 

@@ -69,7 +69,7 @@ def test_a_second_start_is_refused_and_the_first_goes_on(
     time.sleep(2)
     third.send_signal(signal.SIGTERM)
     _, err = third.communicate(timeout=240)
-    assert third.returncode == 0, err
+    assert third.returncode == os.EX_TEMPFAIL, err
     assert not (workdir / HOLDER).exists()
 
 
