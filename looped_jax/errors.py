@@ -14,7 +14,8 @@ class RunError(Exception):
 
 
 class Preempted(Exception):
-    """A run that was asked to stop and has saved itself. Entry points print it and exit 0."""
+    """A run that was asked to stop and has saved itself: the same command goes on. Entry points
+    print it and exit 0, or as config/cli.py's EXIT_STOPPED says."""
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

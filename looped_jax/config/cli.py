@@ -1,7 +1,8 @@
 """What every entry point shares: flags, `--config.KEY=VALUE` overrides, exit codes.
 
 Exit 0 on success, 2 on something the user can put right (one line on stderr), 1 on a fault
-(one line where it is an expected kind of fault, a traceback where it is a bug).
+(one line where it is an expected kind of fault, a traceback where it is a bug). A run that SIGTERM
+stopped has saved itself: 0 too, or what LOOPED_JAX_EXIT_STOPPED says.
 """
 
 import builtins
@@ -21,6 +22,8 @@ from looped_jax.config.places import expanded
 from looped_jax.errors import Preempted, RunError, UserError, is_out_of_memory
 from looped_jax.storage.buckets import BucketError, in_bucket
 
+# The environment's name for the exit code of a run that SIGTERM stopped, 0 where it is not set.
+EXIT_STOPPED = "LOOPED_JAX_EXIT_STOPPED"
 HELP = ("--help", "-h", "--helpfull", "-help", "-helpfull")
 
 
@@ -148,7 +151,8 @@ def run(
     except RunError as error:
         _exit(f"error: {error}", 1)
     except Preempted as message:
-        _exit(str(message), 0)
+        # Told apart from a run that is done by whoever starts it again (launch/keep.sh).
+        _exit(str(message), int(os.environ.get(EXIT_STOPPED) or 0), orderly=True)
     except BucketError as error:
         _exit(f"error: {error.strerror}; the same command goes on from what was saved", 1)
     except BrokenPipeError:
@@ -248,7 +252,7 @@ def before_a_bad_end(call: Callable[[str], None]) -> None:
     _BEFORE_A_BAD_END.append(call)
 
 
-def _exit(message: str, code: int) -> None:
+def _exit(message: str, code: int, orderly: bool = False) -> None:
     process, processes = _place()
     # One line, whatever is quoted in it.
     message = " ".join(message.splitlines())
@@ -258,7 +262,7 @@ def _exit(message: str, code: int) -> None:
         print(f"process {process}: {message}", file=sys.stderr)
     elif process == 0:
         print(message, file=sys.stderr)
-    if processes > 1 and code:
+    if processes > 1 and code and not orderly:
         # An orderly end would wait for the others, who wait for this one.
         sys.stderr.flush()
         for call in _BEFORE_A_BAD_END:

@@ -40,7 +40,8 @@ _COORDINATOR = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 def join() -> None:
     """Joins the processes of this run, if there are several; to be called before anything else
-    uses JAX. UserError if the environment says half of what is needed or nobody answers."""
+    uses JAX. UserError if the environment says half of what is needed; RunError if they do not
+    find each other, which may be because one of them is still being started again."""
     given = {name: os.environ[name] for name in _COORDINATOR if os.environ.get(name)}
     arguments: dict[str, object] = {}
     if given:
@@ -59,7 +60,7 @@ def join() -> None:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **arguments)  # type: ignore[arg-type]
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"the processes of this run did not find each other ({reason})") from error
+        raise RunError(f"the processes of this run did not find each other ({reason})") from error
     if several():
         cli.before_a_bad_end(_tell_others)
         listener = threading.Thread(target=_end_with_others, daemon=True)

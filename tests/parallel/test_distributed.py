@@ -56,3 +56,16 @@ def test_no_process_waits_for_a_first_one_that_failed(
         with pytest.raises(heard, match="the first process could not go on"):
             distributed.first_does(action)
     assert done == [1]  # The others do nothing themselves.
+
+
+def test_processes_that_do_not_find_each_other_may_be_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nobody(**_: object) -> None:
+        raise RuntimeError("DEADLINE_EXCEEDED:\n  barrier timed out")
+
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", nobody)
+    for name, value in zip(distributed._COORDINATOR, ("host:1", "2", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match=r"did not find each other .*: barrier timed out"):
+        distributed.join()

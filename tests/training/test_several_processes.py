@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, VARIANTS
 from helpers import write_language_model, write_pile
+from launching import Cloud, wait_until
 
 LONG = ("--config.train.steps=100000", "--config.eval.every=100000", "--config.checkpoint.every=25")
 
@@ -33,13 +34,18 @@ def start(
     return launch("main", processes, f"--config={experiment}", f"--workdir={workdir}", *arguments)
 
 
-def launch(
-    module: str, processes: int, *arguments: str, program: tuple[str, ...] = ()
-) -> list[subprocess.Popen[str]]:
+def several_processes(processes: int) -> dict[str, str]:
+    """The environment that they share."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = listener.getsockname()[1]
-    several = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(processes)}
+    return {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(processes)}
+
+
+def launch(
+    module: str, processes: int, *arguments: str, program: tuple[str, ...] = ()
+) -> list[subprocess.Popen[str]]:
+    several = several_processes(processes)
     return [
         subprocess.Popen(
             [sys.executable, *(program or ("-m", f"looped_jax.{module}")), *arguments],
@@ -156,7 +162,7 @@ def test_a_signal_to_one_stops_all_at_one_step_and_another_number_goes_on(
     wait_for(workdir, 25, processes)
     processes[1].send_signal(signal.SIGTERM)
     done = finish(processes)
-    assert [code for code, _, _ in done] == [0, 0], done
+    assert [code for code, _, _ in done] == [0] * 2, done
     assert "stopped by SIGTERM at step" in done[0][2]
     step = max(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*"))
     assert f"at step {step}, saved" in done[0][2]
@@ -185,7 +191,7 @@ def test_a_signal_during_an_evaluation_does_not_wait_for_its_end(
     told = time.monotonic()
     done = finish(processes)
     assert time.monotonic() - told < 30  # The evaluation takes minutes.
-    assert [code for code, _, _ in done] == [0, 0], done
+    assert [code for code, _, _ in done] == [0] * 2, done
     assert "stopped by SIGTERM at step 25, saved" in done[0][2]
     assert not any(name.startswith("eval/") for _, name in losses(workdir))
 
@@ -240,6 +246,34 @@ def test_a_lost_process_ends_the_others_and_says_so(
         assert code != 0
         assert "another task died" in err
         finish([processes[lost]])
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_starts_again_with_the_others_and_nothing_differs(
+    experiment: pathlib.Path, tmp_path: pathlib.Path, lost: int
+) -> None:
+    steps = ("--config.train.steps=120", "--config.train.log_every=10", "--config.eval.every=60")
+    often = (*steps, "--config.checkpoint.every=20")
+    finish(start(experiment, tmp_path / "whole", 2, *often))
+
+    cloud = Cloud(tmp_path / "cloud")
+    hosts = {**several_processes(2), "JAX_NUM_CPU_DEVICES": "2", "HOSTS": "2"}
+    workdir = tmp_path / "killed"
+    command = ("-m", "looped_jax.main", f"--config={experiment}", f"--workdir={workdir}", *often)
+    try:
+        cloud("create", **hosts)
+        cloud("install", **hosts)
+        cloud("run", "python", *command, **hosts)
+        wait_for(workdir, 40, [])
+        os.kill(int((cloud.host(lost) / "keep" / "pid").read_text()), signal.SIGKILL)
+        wait_until(lambda: cloud("status").count("keep: done, newest checkpoint 120") == 2, 240)
+        logs = [(cloud.host(number) / "keep" / "log").read_text() for number in (0, 1)]
+    finally:
+        cloud.close()
+    assert "ended with exit status 137" in logs[lost]
+    assert all(" start 2 on " in log for log in logs), logs
+    assert "resumed from step" in logs[0]
+    assert losses(workdir) == losses(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
