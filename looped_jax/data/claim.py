@@ -15,6 +15,7 @@ from etils import epath
 from looped_jax.data.files import write_whole
 from looped_jax.data.manifest import is_prepared, read_manifest
 from looped_jax.errors import UserError
+from looped_jax.storage.buckets import in_bucket
 
 PARTIAL = "manifest.partial.json"
 BAD_LINES = "bad_lines.txt"
@@ -95,7 +96,7 @@ def abandon(output: epath.Path) -> None:
     _remove_shards(output)
     (output / BAD_LINES).unlink(missing_ok=True)
     (output / PARTIAL).unlink()
-    if not any(output.iterdir()):
+    if not in_bucket(output) and not any(output.iterdir()):
         output.rmdir()
 
 

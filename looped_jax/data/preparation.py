@@ -46,6 +46,7 @@ from looped_jax.data.packed_blocks import (
     remove_packed,
 )
 from looped_jax.data.packing import component_id
+from looped_jax.data.publication import made_at, publish
 from looped_jax.data.records import PILE
 from looped_jax.data.shard_writer import WriteShard
 from looped_jax.data.sorted_runs import Column, PackedBlock, plan, run_of
@@ -53,6 +54,7 @@ from looped_jax.data.text import SPLITS, patterns, reading
 from looped_jax.data.vocabulary import load_vocabulary
 from looped_jax.data.workers import Job, Pool, Workers, progress
 from looped_jax.errors import RunError, UserError, from_extra, nearest
+from looped_jax.storage.buckets import in_bucket
 
 _PACKED = "packed.json"  # Of a split: what pass 1 made of which sources.
 # Bytes of source that a shard stands for when config.prepare.shards is 0.
@@ -77,13 +79,44 @@ def prepare(config: ConfigDict, output: epath.Path, scheduler: str = "") -> Mani
 
     UserError for bad input (with all bad lines; what was done of the others is kept, and the same
     call goes on when they are mended), or if ``output`` holds anything else than this preparation;
-    RunError if it cannot be written. An unfinished folder has no manifest.json.
+    RunError if it cannot be written. An unfinished folder has no manifest.json. What goes to a
+    bucket is made on this disk, and copied.
     """
+    if in_bucket(output) and scheduler:
+        raise UserError(
+            f"--scheduler: its workers write in one folder, which {output} cannot be; give an "
+            "--output on a file system that all of them see, and copy it to the bucket"
+        )
     sources = _sources(config)
     recipe = _recipe(config, sources)
     fresh = claim(output, recipe)
     if is_prepared(output):
         return read_manifest(output)
+    if not in_bucket(output):
+        return _make(config, recipe, sources, output, scheduler, fresh)
+    here = made_at(output)
+    try:
+        new_here = claim(here, recipe)
+        if not is_prepared(here):
+            _make(config, recipe, sources, here, scheduler, new_here)
+    except _NothingToKeep:
+        abandon(output)
+        raise
+    publish(read_manifest(here), output)
+    (output / PARTIAL).unlink()
+    shutil.rmtree(here)
+    return read_manifest(output)
+
+
+def _make(
+    config: ConfigDict,
+    recipe: dict[str, Any],
+    sources: dict[str, Source],
+    output: epath.Path,
+    scheduler: str,
+    fresh: bool,
+) -> Manifest:
+    """Prepares in a folder of a disk, which is claimed: ``fresh``, just now."""
     try:
         workers = _workers(config, recipe, sources, output, scheduler)
     except BaseException:
