@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -152,6 +153,47 @@ def test_what_a_bucket_cannot_hold_is_refused_before_anything_is_there(
     errors = finish(start(experiment, f"{store.scheme}://none-such/run"), 2)
     assert errors.count("\n") == 1 and "cannot write in workdir s3://none-such/run" in errors
     assert store.names("tracked") == []
+
+
+@pytest.mark.parametrize("store", ["gs"], indirect=True)
+def test_several_processes_write_one_run_to_gs_and_go_on_after_a_kill(
+    store: Store, experiment: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    def both(workdir: Any) -> list[Any]:
+        with socket.socket() as listener:
+            listener.bind(("localhost", 0))
+            address = f"localhost:{listener.getsockname()[1]}"
+        common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+        own = ({**common, "JAX_PROCESS_ID": str(i), "JAX_NUM_CPU_DEVICES": "1"} for i in range(2))
+        return [start(experiment, workdir, **environment) for environment in own]
+
+    workdir = epath.Path(f"{store}/several")
+    processes = both(workdir)
+    wait_until(lambda: bool(saved_steps(workdir)) or processes[0].poll() is not None, 240)
+    for process in processes:
+        process.kill()
+        process.communicate()
+    for run in (workdir, tmp_path / "disk"):
+        for process in both(run):
+            finish(process)
+    assert same(workdir, epath.Path(tmp_path / "disk"))
+
+
+@pytest.mark.parametrize("store", ["s3"], indirect=True)
+def test_several_processes_are_refused_on_s3_before_anything_is_there(
+    store: Store, experiment: pathlib.Path
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        address = f"localhost:{listener.getsockname()[1]}"
+    common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        start(experiment, f"{store}/two", **common, JAX_PROCESS_ID=str(i), JAX_NUM_CPU_DEVICES="1")
+        for i in range(2)
+    ]
+    said = [finish(process, 2) for process in processes]
+    assert "several processes cannot write one checkpoint" in said[0] and not said[1]
+    assert store.names("two") == []
 
 
 @pytest.mark.parametrize(
