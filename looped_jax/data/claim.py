@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from looped_jax.data.files import write_whole
-from looped_jax.data.manifest import is_prepared, read_manifest
+from looped_jax.data.manifest import NAME, is_prepared, read_manifest
 from looped_jax.errors import UserError
 from looped_jax.storage.buckets import in_bucket
 
@@ -46,6 +46,19 @@ def claim(output: epath.Path, recipe: dict[str, Any]) -> bool:
     except OSError as error:
         raise UserError(f"cannot write in {output}: {error.strerror}") from error
     return True
+
+
+def open_again(output: epath.Path, recipe: dict[str, Any], lost: list[str]) -> None:
+    """Makes a finished preparation an unfinished one, of which some shards were lost: all are made
+    again, from the same rows to the same bytes."""
+    write_whole(output / PARTIAL, json.dumps(recipe))
+    (output / NAME).unlink()
+    _remove_shards(output)
+    print(
+        f"{output}: {len(lost)} of its shards ({', '.join(lost[:3])}{', …' if lost[3:] else ''}) "
+        "are not there as they were made; it is prepared again",
+        file=sys.stderr,
+    )
 
 
 def _is_mended(recipe: dict[str, Any], there: dict[str, Any]) -> bool:

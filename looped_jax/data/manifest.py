@@ -67,6 +67,12 @@ class Manifest:
             paths.append(path)
         return paths
 
+    def not_whole(self) -> list[str]:
+        """The files of shards that are missing or of another size than they were made with."""
+        sizes = sizes_in(self.folder)
+        shards = [shard for of in self.splits.values() for shard in of["shards"]]
+        return [each["file"] for each in shards if sizes.get(each["file"]) != each["bytes"]]
+
     def to_json(self) -> str:
         """The content of manifest.json."""
         content = {"fingerprint": self.fingerprint, "recipe": self.recipe, "splits": self.splits}

@@ -29,7 +29,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from looped_jax.data.claim import BAD_LINES, PARTIAL, WORK, abandon, claim
+from looped_jax.data.claim import BAD_LINES, PARTIAL, WORK, abandon, claim, open_again
 from looped_jax.data.cluster import Cluster, Setting
 from looped_jax.data.documents import Shards, Source, check_apart
 from looped_jax.data.files import sha256, write_whole
@@ -91,7 +91,10 @@ def prepare(config: ConfigDict, output: epath.Path, scheduler: str = "") -> Mani
     recipe = _recipe(config, sources)
     fresh = claim(output, recipe)
     if is_prepared(output):
-        return read_manifest(output)
+        manifest = read_manifest(output)
+        if not (lost := manifest.not_whole()):
+            return manifest
+        open_again(output, recipe, lost)
     if not in_bucket(output):
         return _make(config, recipe, sources, output, scheduler, fresh)
     here = made_at(output)

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -386,6 +387,26 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_finishes(
     assert "cannot write in" in line and "start the same command again" in line
     assert not (output / "manifest.json").exists()
     finish(run(pile, output))
+    assert files(output) == files(prepared)
+
+
+@pytest.mark.parametrize("how", ["missing", "cut"])
+def test_lost_shards_of_a_finished_preparation_are_made_again_by_the_same_command(
+    pile: pathlib.Path,
+    prepared: pathlib.Path,
+    tmp_path: pathlib.Path,
+    how: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(prepared, output)
+    shard = next(output.glob("train-*.array_record"))
+    content = shard.read_bytes()
+    shard.unlink()
+    if how == "cut":
+        shard.write_bytes(content[:-1])
+    prepare(pile, output, data__test_files="test.jsonl.zst")
+    assert f"1 of its shards ({shard.name}) are not there" in capsys.readouterr().err
     assert files(output) == files(prepared)
 
 
