@@ -19,7 +19,9 @@ CLOUD = pathlib.Path(os.environ.get("FAKE_CLOUD", "."))
 # What stands for python3.11 on a host: its `-m venv` makes an environment that is the tests' own.
 PYTHON = """#!/bin/sh
 mkdir -p .venv/bin
-echo 'export PATH={bin}:$PATH JAX_PROCESS_ID='"$(basename "$HOME")" >.venv/bin/activate
+echo 'export PATH={bin}:$PATH' >.venv/bin/activate
+[ -z "${{JAX_NUM_PROCESSES:-}}" ] ||
+    echo "export JAX_PROCESS_ID=$(basename "$HOME")" >>.venv/bin/activate
 printf '#!/bin/sh\\necho "$@" >>"$HOME/pip"\\n' >.venv/bin/pip
 chmod +x .venv/bin/pip
 """
