@@ -20,8 +20,8 @@ CLOUD = pathlib.Path(os.environ.get("FAKE_CLOUD", "."))
 PYTHON = """#!/bin/sh
 mkdir -p .venv/bin
 echo 'export PATH={bin}:$PATH' >.venv/bin/activate
-echo '[ -z "$JAX_COORDINATOR_ADDRESS" ] || export JAX_PROCESS_ID='"$(basename "$HOME")" \\
-    >>.venv/bin/activate
+[ -z "${{JAX_NUM_PROCESSES:-}}" ] ||
+    echo "export JAX_PROCESS_ID=$(basename "$HOME")" >>.venv/bin/activate
 printf '#!/bin/sh\\necho "$@" >>"$HOME/pip"\\n' >.venv/bin/pip
 chmod +x .venv/bin/pip
 """

@@ -18,7 +18,8 @@ from launching import LAUNCH, WHERE, Cloud, wait_until, write_script
 KEEP = str(LAUNCH / "keep.sh")
 
 # A program whose starts end as $CODES says, one after another: an exit status, a signal's name,
-# `saves` (a new checkpoint, then exit status 1), `half` (part of one), or `sleeps` until SIGTERM.
+# `saves` (a new checkpoint, then exit status 1), `half` (part of one), `sleeps` until SIGTERM, or
+# `stays` even then.
 STAND_IN = """#!/bin/sh
 echo >>starts
 echo "start $(grep -c ^ starts) with $*"
@@ -29,10 +30,12 @@ saves) mkdir -p "$checkpoint" && : >"$checkpoint/_CHECKPOINT_METADATA"; exit 1 ;
 half) mkdir -p "$checkpoint"; exit 1 ;;
 sleeps)
     trap 'echo saved; exit 75' TERM
+    echo >>asleep
     while :; do sleep 0.1; done
     ;;
 stays)
     trap '' TERM
+    echo >>asleep
     while :; do sleep 0.1; done
     ;;
 [A-Z]*) kill -s "$code" $$; sleep 9 ;;
@@ -41,13 +44,16 @@ esac
 """
 
 
+def lines(path: pathlib.Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
+
+
 class Kept:
     """The stand-in under launch/keep.sh, in a folder of its own."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
         write_script(folder / "stand_in", STAND_IN)
-        self.starts = folder / "starts"
         self.log = folder / "kept" / "log"
 
     def __call__(self, what: str, *arguments: str, **environment: str) -> Any:
@@ -72,7 +78,10 @@ class Kept:
         )
 
     def count(self) -> int:
-        return self.starts.read_text().count("\n") if self.starts.exists() else 0
+        return lines(self.folder / "starts")
+
+    def asleep(self) -> int:
+        return lines(self.folder / "asleep")
 
 
 @pytest.fixture
@@ -135,7 +144,7 @@ def test_it_goes_on_when_the_terminal_is_gone(kept: Kept) -> None:
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-    wait_until(kept.count)
+    wait_until(kept.asleep)
     os.killpg(login.pid, signal.SIGHUP)
     out, _ = login.communicate(timeout=60)  # Nobody holds its output either.
     assert b"keep: started" in out
@@ -147,7 +156,7 @@ def test_it_goes_on_when_the_terminal_is_gone(kept: Kept) -> None:
 
 def test_stop_lets_it_save_itself_and_is_the_end(kept: Kept) -> None:
     kept.start("sleeps 0")
-    wait_until(kept.count)
+    wait_until(kept.asleep)
     done = kept("stop")
     assert (done.returncode, done.stdout.split(",")[0]) == (0, "keep: stopped")
     assert "saved\n" in kept.log.read_text()
@@ -167,7 +176,7 @@ def test_stop_is_heard_between_two_starts(kept: Kept) -> None:
 
 def test_what_does_not_stop_is_said(kept: Kept) -> None:
     kept.start("stays")
-    wait_until(kept.count)
+    wait_until(kept.asleep)
     done = kept("stop", STOP_WAIT="1")
     assert done.returncode == 1
     assert "running still after 1 s" in done.stderr
@@ -175,7 +184,7 @@ def test_what_does_not_stop_is_said(kept: Kept) -> None:
 
 def test_what_runs_already_is_not_started_twice(kept: Kept) -> None:
     kept.start("sleeps")
-    wait_until(kept.count)
+    wait_until(kept.asleep)
     again = kept.start("sleeps")
     assert (again.returncode, again.stdout) == (0, "keep: runs already\n")
     other = kept.start("sleeps", "--config.seed=1")
@@ -186,7 +195,7 @@ def test_what_runs_already_is_not_started_twice(kept: Kept) -> None:
 
 def test_a_lost_keeper_is_said_and_its_command_is_not_doubled(kept: Kept) -> None:
     kept.start("sleeps 0")
-    wait_until(kept.count)
+    wait_until(kept.asleep)
     pid = int((kept.folder / "kept" / "pid").read_text())
     os.kill(os.getsid(pid), signal.SIGKILL)
     assert kept.status().startswith("keep: running")  # The command itself goes on.
@@ -338,13 +347,16 @@ def test_any_words_arrive_as_they_were_given(recording_host: Any, words: list[st
 def stand_in(cloud: Cloud) -> list[str]:
     """The stand-in as a command of a host, which leaves what it writes outside of it."""
     folder = cloud.folder / "shared"
-    script = write_script(folder / "stand_in", f'#!/bin/sh\ncd "{folder}"\n{STAND_IN[10:]}')
+    for number in ("0", "1"):
+        (folder / number).mkdir(parents=True)
+    begin = f'#!/bin/sh\ncd "{folder}/$(basename "$HOME")"\n'
+    script = write_script(folder / "stand_in", begin + STAND_IN.removeprefix("#!/bin/sh\n"))
     return [str(script), f"--workdir={folder / 'run'}"]
 
 
-def starts(cloud: Cloud) -> int:
-    path = cloud.folder / "shared" / "starts"
-    return path.read_text().count("\n") if path.exists() else 0
+def of_hosts(cloud: Cloud, what: str) -> int:
+    """`starts` in all, or those that are `asleep`."""
+    return sum(lines(path) for path in (cloud.folder / "shared").glob(f"*/{what}"))
 
 
 def test_a_tpu_from_nothing_to_a_run_that_is_stopped(cloud: Cloud) -> None:
@@ -356,22 +368,21 @@ def test_a_tpu_from_nothing_to_a_run_that_is_stopped(cloud: Cloud) -> None:
         assert (home / "looped_jax/launch/keep.sh").exists()
         assert not (home / "looped_jax/.git").exists()
         assert (home / "pip").read_text().endswith("--editable .[tpu,gcs]\n")
-    assert cloud("run", *command, CODES="1 sleeps sleeps sleeps").count("keep: started") == 2
-    # One of the hosts, the first by chance, was started again.
-    wait_until(lambda: starts(cloud) == 3)
-    wait_until(lambda: cloud("status").count("keep: running, start") == 2)
-    assert f"start {1} on" in cloud("logs")
+    assert cloud("run", *command, CODES="1 sleeps").count("keep: started") == 2
+    wait_until(lambda: of_hosts(cloud, "asleep") == 2)
+    assert cloud("status").count("keep: running, start 2 since") == 2
+    assert cloud("logs").count(" start 1 on ") == 1  # Of the first host.
     assert cloud("stop").count("keep: stopped") == 2
-    assert starts(cloud) == 3
+    assert of_hosts(cloud, "starts") == 4
     cloud("delete")
     assert cloud.verbs() == ["create", "scp", "install", "run", "ssh", "ssh", "delete"]
 
 
 def test_another_tpu_takes_the_place_of_one_that_was_taken_away(cloud: Cloud) -> None:
     watch = cloud.start("watch", *stand_in(cloud), CODES="sleeps sleeps 0", SPOT="1", POLL="1")
-    wait_until(lambda: starts(cloud) == 1)
+    wait_until(lambda: of_hosts(cloud, "asleep") == 1)
     fake_cloud.lose("PREEMPTED", cloud.folder)
-    wait_until(lambda: starts(cloud) == 2)
+    wait_until(lambda: of_hosts(cloud, "asleep") == 2)
     fake_cloud.kill(cloud.host())  # As where a host is booted again: nothing is installed anew.
     out, err = watch.communicate(timeout=60)
     assert watch.returncode == 0, (out, err)
@@ -391,7 +402,7 @@ def test_a_tpu_whose_run_cannot_go_on_is_not_made_again(cloud: Cloud) -> None:
 
 def test_a_watch_ends_with_a_run_that_was_stopped(cloud: Cloud) -> None:
     watch = cloud.start("watch", *stand_in(cloud), CODES="sleeps 0", POLL="1")
-    wait_until(lambda: starts(cloud) == 1)
+    wait_until(lambda: of_hosts(cloud, "asleep") == 1)
     cloud("stop")
     assert watch.communicate(timeout=60)[0].splitlines()[-1].endswith(" stopped")
     assert watch.returncode == os.EX_TEMPFAIL
