@@ -2,14 +2,14 @@
 
     python -m benchmarks.endurance --kills=100
 
-A run is disturbed in one way after the other: killed (SIGKILL) at a random moment, or as it saves, or
-as it evaluates; stopped (SIGTERM); with a disk that is full after so many bytes; started twice at
-once; by a clock that went back a day; with a bit flipped in its newest checkpoint. So is preparing
-text, whose shards also vanish. When a command gets to its end, the result is compared with that of
-one that was left alone: parameters and shards must be the same bits, metrics the same numbers. A
-command that ends by itself before that must say one line and no more, and go on when it is given
-again, after what the line asks for where it asks for something. Whatever else happens is counted as
-lost, and shown; the exit code is then 1.
+A run is disturbed in one way after the other: killed (SIGKILL) at a random moment, or as it saves,
+or as it evaluates; stopped (SIGTERM); with a disk that is full after so many bytes; started twice
+at once; by a clock that went back a day; with a bit flipped in its newest checkpoint. So is
+preparing text, whose shards also vanish. When a command gets to its end, the result is compared
+with that of one that was left alone: parameters and shards must be the same bits, metrics the same
+numbers. A command that ends by itself before that must say one line and no more, and go on when it
+is given again, after what the line asks for where it asks for something. Whatever else happens is
+counted as lost, and shown; the exit code is then 1.
 """
 
 import argparse
@@ -65,6 +65,7 @@ _now, _now_ns = time.time, time.time_ns
 time.time = lambda: _now() - 86400
 time.time_ns = lambda: _now_ns() - 86400 * 10**9
 """
+WORDS = ("loop", "layer", "und", "тест", "⊗", "x")
 LONGEST = 300.0  # Seconds after which a command hangs.
 
 
@@ -329,10 +330,7 @@ class Preparing(Part):
             source.mkdir()
             words = random.Random(0)
             for name in ("train-0", "train-1", "val"):
-                texts = (
-                    " ".join(words.choices(["loop", "layer", "und", "тест", "⊗", "x"], k=60))
-                    for _ in range(900)
-                )
+                texts = (" ".join(words.choices(WORDS, k=60)) for _ in range(900))
                 lines = (json.dumps({"text": text}) + "\n" for text in texts)
                 (source / f"{name}.jsonl").write_text("".join(lines))
         experiment = self.folder / "text.py"
@@ -369,7 +367,7 @@ class Preparing(Part):
         return self.finish(self.start(self.here))
 
 
-def main(kills: int, seed: int, parts: list[str], keep: bool = True) -> int:
+def main(kills: int, seed: int, parts: list[str], saves: bool = True) -> int:
     """Disturbs each part so often, and shows what came of it; how much was lost."""
     rng = random.Random(seed)
     results: dict[str, Any] = {"machine": machine(), "seed": seed}
@@ -379,22 +377,16 @@ def main(kills: int, seed: int, parts: list[str], keep: bool = True) -> int:
     for kind in (Training, Preparing):
         if kind.name not in parts:
             continue
-        with (
-            tempfile.TemporaryDirectory(delete=False)
-            if sys.version_info >= (3, 12)
-            else (contextlib.nullcontext(tempfile.mkdtemp())) as name
-        ):
-            os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{name}/cache"
-            begun = time.monotonic()
-            part = kind(pathlib.Path(name), rng)
-            for _ in tqdm(range(kills), desc=kind.name, unit="disturbance"):
-                part.disturb()
-            part.last()
+        name = tempfile.mkdtemp()  # What was lost is kept.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{name}/cache"
+        begun = time.monotonic()
+        part = kind(pathlib.Path(name), rng)
+        for _ in tqdm(range(kills), desc=kind.name, unit="disturbance"):
+            part.disturb()
+        part.last()
         for way, times in sorted(part.counts.items()):
             print(f"{kind.name:10}{way:40}{times:6}{part.went_on[way]:9}{part.lines[way]:10}")
-        print(
-            f"{kind.name:10}compared with one left alone: {part.compared}, lost: {len(part.lost)}"
-        )
+        print(f"{kind.name:10}compared: {part.compared}, lost: {len(part.lost)}")
         for what in part.lost:
             print(f"  {what}")
         lost += part.lost
@@ -409,7 +401,7 @@ def main(kills: int, seed: int, parts: list[str], keep: bool = True) -> int:
             "compared": part.compared,
             "lost": part.lost,
         }
-    if keep:
+    if saves:
         save("endurance", results)
     return len(lost)
 

@@ -198,6 +198,9 @@ def _write(config: ConfigDict, workdir: epath.Path) -> None:
 
 
 def _unclaimed(workdir: epath.Path) -> bool:
-    # A run killed while it claimed the workdir leaves at most these.
+    # A run killed before it claimed the workdir leaves at most these, in its folder or in that of a
+    # variant, and folders with nothing in them.
     own = {LOCK, HOLDER, f"{HOLDER}.tmp", "config.json.tmp"}
-    return all(path.name in own for path in workdir.iterdir())
+    return all(
+        _unclaimed(path) if path.is_dir() else path.name in own for path in workdir.iterdir()
+    )

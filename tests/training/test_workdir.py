@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from conftest import ROOT, VARIANTS
 from etils import epath
+from helpers import small_config
 
 from looped_jax.config import load_experiment
 from looped_jax.errors import UserError
 from looped_jax.training.job import make_job
 from looped_jax.training.trainer import train
-from looped_jax.training.workdir import HOLDER, locked
+from looped_jax.training.workdir import HOLDER, LOCK, check_owner, locked
 
 LONG = "--config.train.steps=100000"
 
@@ -137,3 +138,17 @@ def test_a_start_that_is_refused_claims_nothing(
     with pytest.raises(UserError, match=re.escape(said)):
         train(make_job(load_experiment(str(experiment), given)), epath.Path(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_start_leaves_that_was_killed_before_it_claimed_anything_is_no_obstacle(
+    tmp_path: pathlib.Path,
+) -> None:
+    workdir = epath.Path(tmp_path / "run")
+    for folder in (workdir, workdir / "base"):
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / LOCK).touch()
+        (folder / HOLDER).write_text("{")
+    check_owner(small_config(), workdir)
+    (workdir / "base" / "notes.txt").touch()
+    with pytest.raises(UserError, match="exists and is not a run"):
+        check_owner(small_config(), workdir)
