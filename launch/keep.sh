@@ -55,6 +55,9 @@ workdir_in() {
         shift
     done
     case $workdir in
+    ?*/) workdir=${workdir%/} ;;
+    esac
+    case $workdir in
     '' | /* | *://*) echo "$workdir" ;;
     *) echo "$PWD/$workdir" ;;
     esac

@@ -140,6 +140,7 @@ def served(scheme: str, cache: pathlib.Path) -> Iterator[Store]:
         "AWS_ENDPOINT_URL": network.address,
         "STORAGE_EMULATOR_HOST": network.address,
         "TENSORSTORE_GCS_HTTP_URL": network.address,
+        "NO_GCE_CHECK": "true",  # No credentials of a machine of Google are looked for.
         "LOOPED_JAX_CACHE": str(cache),
     }
     before = {name: os.environ.get(name) for name in environment}

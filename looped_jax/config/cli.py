@@ -252,6 +252,15 @@ def before_a_bad_end(call: Callable[[str], None]) -> None:
     _BEFORE_A_BAD_END.append(call)
 
 
+def end_at_once(message: str) -> None:
+    """Ends this process with an error, from any thread: nothing is tidied up or written."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    if _place()[1] > 1:
+        for call in _BEFORE_A_BAD_END:
+            call(message)
+    os._exit(1)
+
+
 def _exit(message: str, code: int, orderly: bool = False) -> None:
     process, processes = _place()
     # One line, whatever is quoted in it.

@@ -20,6 +20,7 @@ from looped_jax.storage.buckets import in_bucket
 PARTIAL = "manifest.partial.json"
 BAD_LINES = "bad_lines.txt"
 WORK = "work"
+PACKED = "packed.json"  # Of a split in WORK: what pass 1 made of which sources.
 
 
 def claim(output: epath.Path, recipe: dict[str, Any]) -> bool:
@@ -88,8 +89,9 @@ def _take_up(output: epath.Path, recipe: dict[str, Any], there: dict[str, Any]) 
     now, before = _entries(recipe), _entries(there)
     keys = sorted(key for key in {**before, **now} if now.get(key) != before.get(key))
     _remove_shards(output)  # They are of rows of all sources, as are runs.
-    for run in (output / WORK).glob("*/*.run"):
-        run.unlink()
+    for name in ("*.run", PACKED):  # What says that all blocks were packed is of runs, too.
+        for path in (output / WORK).glob(f"*/{name}"):
+            path.unlink()
     write_whole(output / PARTIAL, json.dumps(recipe))
     print(
         f"{output}: other than when it was begun: {', '.join(file for _, file, _ in keys[:5])}"

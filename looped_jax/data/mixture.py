@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from looped_jax.config.places import expanded
 from looped_jax.data.documents import check_apart
 from looped_jax.data.order import shuffled
 from looped_jax.data.rates import Parts, Schedule, planned, stated
@@ -180,7 +181,7 @@ class MixtureData:
         sources = {}
         for name, path in sorted(paths.items()):
             with _naming(name):
-                sources[name] = TextData.resolve(config, path)
+                sources[name] = TextData.resolve(config, expanded(path))
         return cls(sources, by_step, config.train.batch_size, config.seed)
 
     @property

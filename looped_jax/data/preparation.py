@@ -29,7 +29,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from looped_jax.data.claim import BAD_LINES, PARTIAL, WORK, abandon, claim, open_again
+from looped_jax.data.claim import BAD_LINES, PACKED, PARTIAL, WORK, abandon, claim, open_again
 from looped_jax.data.cluster import Cluster, Setting
 from looped_jax.data.documents import Shards, Source, check_apart
 from looped_jax.data.files import sha256, write_whole
@@ -56,7 +56,6 @@ from looped_jax.data.workers import Job, Pool, Workers, progress
 from looped_jax.errors import RunError, UserError, from_extra, nearest
 from looped_jax.storage.buckets import in_bucket
 
-_PACKED = "packed.json"  # Of a split: what pass 1 made of which sources.
 # Bytes of source that a shard stands for when config.prepare.shards is 0.
 _SOURCE_BYTES_PER_SHARD = 1 << 27
 # What decides how text becomes bytes on disk.
@@ -98,6 +97,8 @@ def prepare(config: ConfigDict, output: epath.Path, scheduler: str = "") -> Mani
     if not in_bucket(output):
         return _make(config, recipe, sources, output, scheduler, fresh)
     here = made_at(output)
+    if is_prepared(here) and read_manifest(here).recipe != recipe:
+        shutil.rmtree(here)  # Finished, not copied, and of sources that have changed since.
     try:
         new_here = claim(here, recipe)
         if not is_prepared(here):
@@ -371,7 +372,7 @@ def _pack(
             for result in workers.run(blocks(), bar):
                 take(result)
     if not bad:
-        write_whole(work / _PACKED, json.dumps({"sources": entries, **done.to_json()}))
+        write_whole(work / PACKED, json.dumps({"sources": entries, **done.to_json()}))
     return done, [message for *_, message in sorted(bad)][:_LISTED]
 
 
@@ -404,9 +405,9 @@ def _line(noted: tuple[str, Any]) -> str:
 
 def _known(work: epath.Path, entries: list[dict[str, Any]]) -> _Split | None:
     """What an earlier command made of the same sources, where it got through them."""
-    if not (work / _PACKED).exists():
+    if not (work / PACKED).exists():
         return None
-    content = json.loads((work / _PACKED).read_text())
+    content = json.loads((work / PACKED).read_text())
     return _Split.from_json(content) if content["sources"] == entries else None
 
 

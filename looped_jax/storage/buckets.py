@@ -10,6 +10,7 @@ s3:// the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, …) an
 """
 
 import contextlib
+import datetime
 import errno
 import io
 import os
@@ -174,6 +175,17 @@ def version(path: epath.Path) -> str:
     with _as_bucket_error(address):
         known = file_system(address).info(address)
     return f"{known.get('generation') or ''}{known.get('LastModified') or ''}{known.get('ETag')}"
+
+
+def age(path: epath.Path) -> float | None:
+    """Seconds since an object was written, by its store's clock and ours; None if there is none."""
+    address = os.fspath(path)
+    with _as_bucket_error(address):
+        try:
+            written = file_system(address).modified(address)
+        except FileNotFoundError:
+            return None
+    return (datetime.datetime.now(datetime.UTC) - written).total_seconds()
 
 
 def upload(source: epath.Path, path: epath.Path) -> None:

@@ -82,7 +82,8 @@ def local_folder(path: epath.Path, marker: epath.Path) -> epath.Path:
         return path
     name = f"{path} {buckets.version(marker)}"
     if name not in _FOLDERS:
-        copies = tempfile.TemporaryDirectory(prefix="looped_jax")
+        folder().mkdir(parents=True, exist_ok=True)
+        copies = tempfile.TemporaryDirectory(prefix="read_", dir=folder())
         _download_all(path, epath.Path(copies.name))
         _FOLDERS[name] = copies
     return epath.Path(_FOLDERS[name].name)

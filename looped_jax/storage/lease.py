@@ -2,8 +2,8 @@
 
 Its holder writes an object anew every few seconds. A process that is killed stops doing so, and
 whoever finds the object unchanged for long enough takes the right over; no clocks are compared. A
-holder that finds another's name in it has been taken for dead (it was cut off from the bucket) and
-hears of it at its next question.
+holder that finds another's name in it has been taken for dead (it was cut off from the bucket,
+or slept) and ends at once.
 """
 
 import contextlib
@@ -18,7 +18,6 @@ from typing import Any
 
 from etils import epath
 
-from looped_jax.errors import RunError
 from looped_jax.storage import buckets
 
 # The holder writes so often, and is taken for dead when it has not for so long.
@@ -33,14 +32,18 @@ class Held(Exception):
 class Lease:
     """The right to write in the folder of ``path``, an object of its own."""
 
-    def __init__(self, path: epath.Path, known: dict[str, Any]):
-        """``known``: what others are told of the holder, with `host` and `process`."""
+    def __init__(self, path: epath.Path, known: dict[str, Any], on_loss: Callable[[str], None]):
+        """``known``: what others are told of the holder, with `host` and `process`. ``on_loss`` is
+        called, with the reason, in whatever thread finds that the right was lost; nothing may be
+        written any more."""
+        self._on_loss = on_loss
+        self._renewed = _now()
         self._path = path
         self._known = {**known, "machine": _machine(), "token": secrets.token_hex(8)}
         self._beat = 0
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-        self.lost = ""  # Why, in words.
+        self._lost = False
 
     @property
     def is_held(self) -> bool:
@@ -62,6 +65,7 @@ class Lease:
         time.sleep(min(1.0, BEAT_SECONDS / 5))
         if (self._read() or {}).get("token") != self._known["token"]:
             raise Held
+        self._renewed = _now()
         self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
 
@@ -76,25 +80,33 @@ class Lease:
                 raise Held
 
     def _keep(self) -> None:
-        failing_since: float | None = None
         while not self._ended.wait(BEAT_SECONDS):
             try:
-                there = self._read()
-                if (there or {}).get("token") != self._known["token"]:
-                    self.lost = f"{describe(there)} has taken {self._path} over"
+                if not self._is_ours():
                     return
                 buckets.put(self._path, self._content())
-                failing_since = None
+                self._renewed = _now()
             except OSError as error:
-                failing_since = failing_since or time.monotonic()
-                if time.monotonic() - failing_since > DEAD_SECONDS / 2:
-                    self.lost = f"{self._path} could not be renewed ({error.strerror or error})"
+                if _now() - self._renewed > DEAD_SECONDS / 2:
+                    self._lose(f"{self._path} could not be renewed ({error.strerror or error})")
                     return
 
     def check(self) -> None:
-        """RunError if the right was lost: another process may be writing already."""
-        if self.lost:
-            raise RunError(f"{self.lost}; stopped, so that two do not write in one folder")
+        """To be called before something is written: where the last renewal was long ago (a machine
+        that slept, a process that was halted) it is looked first whose the right is now."""
+        if self._thread is not None and _now() - self._renewed > DEAD_SECONDS / 2:
+            self._is_ours()
+
+    def _is_ours(self) -> bool:
+        there = self._read()
+        if (there or {}).get("token") == self._known["token"]:
+            return True
+        self._lose(f"{describe(there)} has taken {self._path} over")
+        return False
+
+    def _lose(self, why: str) -> None:
+        self._lost = True
+        self._on_loss(f"{why}; stopped, so that two do not write in one folder")
 
     def release(self) -> None:
         """Gives it back."""
@@ -103,7 +115,7 @@ class Lease:
         self._ended.set()
         self._thread.join()
         self._thread = None
-        if not self.lost:
+        if not self._lost:
             with contextlib.suppress(OSError):  # Left, it is that of a process which has ended.
                 self._path.unlink(missing_ok=True)
 
@@ -122,6 +134,12 @@ def read(path: epath.Path) -> dict[str, Any] | None:
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def is_alive(path: epath.Path) -> bool:
+    """Whether it was renewed of late, by the clocks of the store and of this machine."""
+    age = buckets.age(path)
+    return age is not None and age < 4 * DEAD_SECONDS
 
 
 def describe(known: dict[str, Any] | None) -> str:
@@ -153,3 +171,8 @@ def _machine() -> str:
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
+
+
+def _now() -> float:
+    """Seconds of a clock that goes on while a machine sleeps, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -271,6 +271,10 @@ class _Run:
                 jax.block_until_ready(self.scalars)
                 self.watch.restart(self.step)
             self._act(events)
+        # After the last step too: an evaluation may have been broken off, and more is to be trained
+        # by the same command where there are variants.
+        if self.stop.poll():
+            self._leave()
         self.checkpointer.wait()
 
     def _next_rows(self) -> Rows:

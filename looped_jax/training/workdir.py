@@ -14,6 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from looped_jax import config as config_lib
+from looped_jax.config import cli
 from looped_jax.data.files import write_whole
 from looped_jax.errors import UserError
 from looped_jax.parallel import distributed
@@ -31,7 +32,7 @@ LOCK, HOLDER = ".lock", ".lock.json"
 def in_use(workdir: epath.Path) -> bool:
     """Whether a process trains in it now: on this machine, or, of a bucket, anywhere."""
     if in_bucket(workdir):
-        return lease.read(workdir / HOLDER) is not None
+        return lease.is_alive(workdir / HOLDER)
     if not (workdir / LOCK).exists():
         return False
     try:
@@ -48,13 +49,14 @@ def locked(workdir: epath.Path) -> Iterator[Callable[[], None]]:
     """Holds the only right to write in a workdir, made if it is not there; several processes of a
     run hold it together. UserError, which says who holds it, if another run does.
 
-    What it gives raises RunError once the right was lost, which on a disk cannot be.
+    What it gives is to be called before each step; where the right was lost, which on a disk cannot
+    be, the process ends there, and nothing more is written.
     """
     if not in_bucket(workdir) and workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {workdir} exists and is not a run; choose another --workdir")
     known = {"host": socket.gethostname(), "process": os.getpid(), "since": _now()}
     on_disk = filelock.FileLock("" if in_bucket(workdir) else workdir / LOCK)
-    in_store = lease.Lease(workdir / HOLDER, known)
+    in_store = lease.Lease(workdir / HOLDER, known, cli.end_at_once)
 
     def acquire() -> None:
         try:

@@ -25,9 +25,9 @@ def get_config():
     config = default_config()
     config.data.task = "group_z7_n4"
     config.model.update(plan="1x2", d_model=16, num_heads=4, d_ff=32)
-    config.train.update(steps=40, batch_size=16, log_every=1)
+    config.train.update(steps=20, batch_size=16, log_every=1)
     config.checkpoint.update(every=5, keep=2)
-    config.eval.update(every=20, examples=32)
+    config.eval.update(every=10, examples=32)
     return config
 """
 
@@ -72,7 +72,7 @@ def same(one: epath.Path, other: epath.Path) -> bool:
         lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
         return [{k: v for k, v in line.items() if k[:5] != "perf/"} for line in lines]
 
-    sums = [read_meta(run / "checkpoints" / "40")["checksums"] for run in (one, other)]
+    sums = [read_meta(run / "checkpoints" / "20")["checksums"] for run in (one, other)]
     return sums[0] == sums[1] and metrics(one) == metrics(other)
 
 
@@ -91,7 +91,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bits_of_one_on_a_dis
             read_meta(workdir / "checkpoints" / str(step))  # What is there is whole.
     finish(start(experiment, workdir))
     assert same(workdir, on_disk)
-    assert saved_steps(workdir) == [35, 40]
+    assert saved_steps(workdir) == [15, 20]
     known = ("config.json", "metrics.jsonl", "run.json", "checkpoints/", "events.out")
     assert all(name.startswith(known) for name in store.names("killed"))
 
@@ -111,7 +111,7 @@ def test_requests_that_are_slow_or_fail_for_a_moment_change_nothing(
     store.network.fault = fault
     finish(start(experiment, f"{store}/slow"))
     store.network.fault = lambda method, path: None
-    assert count > 50
+    assert count > 40
     assert same(epath.Path(f"{store}/slow"), on_disk)
 
 
@@ -119,7 +119,7 @@ def test_a_bucket_that_refuses_ends_the_run_in_one_line_and_the_same_command_goe
     store: Store, experiment: pathlib.Path, on_disk: epath.Path
 ) -> None:
     workdir = epath.Path(f"{store}/refused")
-    process = start(experiment, workdir, "--config.train.steps=40")
+    process = start(experiment, workdir, "--config.train.steps=20")
     wait_until(lambda: bool(saved_steps(workdir)) or process.poll() is not None)
     writes = ("PUT", "POST", "PATCH", "DELETE")
     store.network.fault = lambda method, path: 403 if method in writes else None
