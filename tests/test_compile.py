@@ -90,7 +90,7 @@ def test_weights_gathered_once_and_activations_on_the_host_compile_too(
         (("--topology=v5e:2x2", "--config.mesh.fsdp=3"), "4 devices do not divide by 3"),
         (
             ("--topology=v5e:2x2", "--slices=2", "--config.mesh.fsdp=8", "--config.mesh.data=1"),
-            "2 slices do not divide data=1",
+            "of 2 slices, which share out data evenly",
         ),
     ],
 )

@@ -255,3 +255,25 @@ def test_what_was_skipped_is_said_and_counted(
     (source / "val.jsonl").write_text("\n\n")
     with pytest.raises(UserError, match=r"validation: there is no document in val\.jsonl"):
         prepare(monkeypatch, source, tmp_path / "none")
+
+
+def test_a_source_may_change_wherever_a_preparation_was_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    source, changed = tmp_path / "source", tmp_path / "changed"
+    for folder in (source, changed):
+        write_sources(folder)
+    change(changed / "val.jsonl", {2: line(1)})
+    prepare(monkeypatch, changed, tmp_path / "fresh")
+    stopped = True
+    limit = 0
+    while stopped:
+        output, limit = tmp_path / f"out{limit}", limit + 3
+        stopped = False
+        try:
+            prepare(monkeypatch, source, output, limit)
+        except Stopped:
+            stopped = True
+            prepare(monkeypatch, changed, output)
+            assert files(output) == files(tmp_path / "fresh"), limit
+    assert limit > 30

@@ -15,7 +15,7 @@ from looped_jax.training import trainer
 from looped_jax.training.checkpoint import read_meta
 from looped_jax.training.job import make_job
 from looped_jax.training.metrics_file import read_metrics
-from looped_jax.training.workdir import claim_workdir
+from looped_jax.training.workdir import check_owner
 
 RATES = ((0, (("web", 0.75), ("code", 0.25))), (6, (("web", 0.25), ("code", 0.75))))
 OTHERS = ((0, (("web", 0.5), ("code", 0.5))),)
@@ -94,11 +94,11 @@ def test_other_rates_are_refused_with_how_to_go_on_at_them(
     origin = whole / "checkpoints" / "8"  # At that of step 12 there is nothing left to do.
     later = (*RATES, (12, OTHERS[0][1]))
     with pytest.raises(UserError, match=r"data\.rates: .* now") as caught:
-        claim_workdir(config(sources, data__rates=later), epath.Path(whole))
+        check_owner(config(sources, data__rates=later), epath.Path(whole))
     said = f"with --config.train.start_from={origin}, it goes on from step 8 at these rates"
     assert said in str(caught.value)
     with pytest.raises(UserError) as caught:
-        claim_workdir(config(sources, data__rates=later, seed=1), epath.Path(whole))
+        check_owner(config(sources, data__rates=later, seed=1), epath.Path(whole))
     assert "start_from" not in str(caught.value)
 
 

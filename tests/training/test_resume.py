@@ -147,6 +147,22 @@ def test_a_sigterm_during_evaluation_does_not_wait_for_its_end(
     assert checkpoint(workdir, 2)["step"] == 2
 
 
+def test_a_sigterm_in_the_last_evaluation_is_not_forgotten(
+    experiment: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    workdir = tmp_path / "stopped"
+    long = ("--config.train.steps=2", "--config.eval.examples=100000", "--config.eval.batch_size=8")
+    told_apart = {**os.environ, "LOOPED_JAX_EXIT_STOPPED": "75"}
+    process = start(experiment, workdir, *long, env=told_apart)
+    wait_for_step(workdir, 2)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert "stopped by SIGTERM at step 2, saved" in finish(process, 75)
+    assert not any("eval/group_z7_n4/loss" in line for line in computed(workdir))
+    finish(start(experiment, workdir, *long[:1], "--config.eval.examples=100000"))
+    assert any("eval/group_z7_n4/loss" in line for line in computed(workdir))
+
+
 def test_a_run_killed_while_it_claimed_its_workdir_can_start_there(
     experiment: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
