@@ -106,7 +106,7 @@ def test_requests_that_are_slow_or_fail_for_a_moment_change_nothing(
         count += 1
         if count % 11 == 0:
             time.sleep(0.3)
-        return 503 if count % 13 == 0 else None
+        return 503 if count % 29 == 0 else None
 
     store.network.fault = fault
     finish(start(experiment, f"{store}/slow"))
