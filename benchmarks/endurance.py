@@ -338,7 +338,8 @@ class Preparing(Part):
         return ["looped_jax.prepare", f"--config={experiment}", f"--output={output}"]
 
     def result(self, output: pathlib.Path) -> Any:
-        return {path.name: path.read_bytes() for path in output.iterdir()}
+        files = (path for path in output.rglob("*") if path.is_file())
+        return {str(path.relative_to(output)): path.read_bytes() for path in files}
 
     def is_finished(self) -> bool:
         return (self.here / "manifest.json").exists()

@@ -105,6 +105,12 @@ def _remove_shards(output: epath.Path) -> None:
         shard.unlink()
 
 
+def tidy(output: epath.Path) -> None:
+    """Removes what a finished preparation needs no more; the claim last."""
+    shutil.rmtree(output / WORK, ignore_errors=True)
+    (output / PARTIAL).unlink(missing_ok=True)
+
+
 def abandon(output: epath.Path) -> None:
     """Removes what an unfinished preparation has written."""
     shutil.rmtree(output / WORK, ignore_errors=True)

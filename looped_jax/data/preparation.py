@@ -29,7 +29,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from looped_jax.data.claim import BAD_LINES, PACKED, PARTIAL, WORK, abandon, claim, open_again
+from looped_jax.data.claim import BAD_LINES, PACKED, PARTIAL, WORK, abandon, claim, open_again, tidy
 from looped_jax.data.cluster import Cluster, Setting
 from looped_jax.data.documents import Shards, Source, check_apart
 from looped_jax.data.files import sha256, write_whole
@@ -92,6 +92,7 @@ def prepare(config: ConfigDict, output: epath.Path, scheduler: str = "") -> Mani
     if is_prepared(output):
         manifest = read_manifest(output)
         if not (lost := manifest.not_whole()):
+            tidy(output)  # It may have been killed as it did so itself.
             return manifest
         open_again(output, recipe, lost)
     if not in_bucket(output):
@@ -134,8 +135,7 @@ def _make(
             np.save(file, load_vocabulary(recipe["vocabulary"]["name"]).bytes_of_id)
         manifest = Manifest(output, recipe, splits)
         write_whole(output / NAME, manifest.to_json())
-        (output / PARTIAL).unlink()
-        shutil.rmtree(output / WORK)
+        tidy(output)
     except _NothingToKeep:
         abandon(output)
         raise

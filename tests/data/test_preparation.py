@@ -410,6 +410,17 @@ def test_lost_shards_of_a_finished_preparation_are_made_again_by_the_same_comman
     assert files(output) == files(prepared)
 
 
+def test_what_a_kill_at_the_very_end_leaves_is_removed_by_the_same_command(
+    pile: pathlib.Path, prepared: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(prepared, output)
+    (output / "work" / "train").mkdir(parents=True)
+    (output / "manifest.partial.json").write_text("{}")
+    prepare(pile, output, data__test_files="test.jsonl.zst")
+    assert files(output) == files(prepared)
+
+
 def test_bad_flags_get_one_line(
     fails_in_one_line: Any, pile: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
