@@ -66,9 +66,15 @@ class Pool(Workers):
 
     def __init__(self, workers: int):
         self._workers = workers or os.cpu_count() or 1
-        self._executor = concurrent.futures.ProcessPoolExecutor(
-            self._workers, multiprocessing.get_context("spawn"), _end_with_parent
-        )
+        try:
+            self._executor = concurrent.futures.ProcessPoolExecutor(
+                self._workers, multiprocessing.get_context("spawn"), _end_with_parent
+            )
+        except OSError as error:
+            raise RunError(
+                f"worker processes cannot be started ({error.strerror}); make room in /dev/shm and "
+                "start the same command again"
+            ) from error
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._executor.shutdown(wait=True, cancel_futures=kind is not None)

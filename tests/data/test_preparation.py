@@ -26,7 +26,7 @@ from looped_jax.data.pipeline import Sample
 from looped_jax.data.rows import BOS, EOS
 from looped_jax.data.run_data import resolve
 from looped_jax.data.vocabulary import Bytes
-from looped_jax.errors import UserError
+from looped_jax.errors import RunError, UserError
 
 LENGTH = 32
 EXPERIMENT = """
@@ -419,6 +419,17 @@ def test_what_a_kill_at_the_very_end_leaves_is_removed_by_the_same_command(
     (output / "manifest.partial.json").write_text("{}")
     prepare(pile, output, data__test_files="test.jsonl.zst")
     assert files(output) == files(prepared)
+
+
+def test_workers_that_cannot_be_started_are_one_line(
+    pile: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", no_room)
+    with pytest.raises(RunError, match=r"cannot be started \(No space left .* /dev/shm"):
+        prepare(pile, tmp_path / "out")
 
 
 def test_bad_flags_get_one_line(
