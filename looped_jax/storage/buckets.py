@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import errno
 import io
+import logging
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -60,6 +61,9 @@ def file_system(path: str) -> Any:
             # Not what fsspec would choose, which first asks of what kind the bucket is, for nothing
             # that is used here, and asks again with every call where that is not answered.
             from gcsfs.core import GCSFileSystem as FileSystem
+
+            # It warns of each place where it finds no credentials; a request says what is refused.
+            logging.getLogger("google.auth").setLevel(logging.ERROR)
         else:
             from s3fs import S3FileSystem as FileSystem
     return FileSystem(use_listings_cache=False)
