@@ -37,11 +37,8 @@ def write_once(path: epath.Path, content: str | bytes) -> None:
 
 def sha256(path: epath.Path) -> str:
     """SHA-256 of a file's content."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def identity(path: epath.Path) -> dict[str, Any]:

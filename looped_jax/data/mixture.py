@@ -27,7 +27,28 @@ from looped_jax.data.vocabulary import Vocabulary
 from looped_jax.errors import UserError
 
 
-class MixedRows:
+class _Sources:
+    """What the rows of several sources have in common, see RowSource."""
+
+    def __init__(self, sources: Mapping[str, TextRows]):
+        self._sources = {name: sources[name] for name in sorted(sources)}
+
+    @property
+    def length(self) -> int:
+        return next(iter(self._sources.values())).length
+
+    @property
+    def vocab_size(self) -> int:
+        return next(iter(self._sources.values())).vocab_size
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the sources by name, whatever their order and rates."""
+        known = {name: of.fingerprint for name, of in self._sources.items()}
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+
+
+class MixedRows(_Sources):
     """Training rows of a mixture, see RowSource; each source's in the order in which they would be
     read of it alone, epoch by epoch."""
 
@@ -35,8 +56,8 @@ class MixedRows:
 
     def __init__(self, sources: Mapping[str, TextRows], by_step: Parts, batch_size: int, seed: int):
         """``by_step``: see data/rates.py's ``stated``."""
+        super().__init__(sources)
         self.by_step = by_step
-        self._sources = {name: sources[name] for name in sorted(sources)}
         self._orders = [shuffled(of.num_rows, seed) for of in self._sources.values()]
         self._batch_size = batch_size
         self.begin(0, 0, ())
@@ -56,19 +77,6 @@ class MixedRows:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes on as a run of the same config that gave ``state``."""
         self.begin(state["row"], state["step"], state["parts"])
-
-    @property
-    def length(self) -> int:
-        return next(iter(self._sources.values())).length
-
-    @property
-    def vocab_size(self) -> int:
-        return next(iter(self._sources.values())).vocab_size
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the sources by name, whatever their order and rates."""
-        return _fingerprint(self._sources)
 
     def rows(self, indices: np.ndarray) -> Rows:
         """The keys of a training row (data/rows.py) of these rows of the mixture. RunError if a
@@ -100,11 +108,8 @@ class MixedRows:
         return "\n".join(lines) or None
 
 
-class JoinedRows:
+class JoinedRows(_Sources):
     """Rows of all sources one after the other, see RowSource; `group` in them is the source."""
-
-    def __init__(self, sources: Mapping[str, TextRows]):
-        self._sources = {name: sources[name] for name in sorted(sources)}
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -119,18 +124,6 @@ class JoinedRows:
     @property
     def num_rows(self) -> int:
         return sum(self.sizes)
-
-    @property
-    def length(self) -> int:
-        return next(iter(self._sources.values())).length
-
-    @property
-    def vocab_size(self) -> int:
-        return next(iter(self._sources.values())).vocab_size
-
-    @property
-    def fingerprint(self) -> str:
-        return _fingerprint(self._sources)
 
     def rows(self, indices: np.ndarray) -> Rows:
         """See data/rows.py; documents of different sources have different numbers."""
@@ -150,11 +143,6 @@ class JoinedRows:
                 shape = (len(indices), *values.shape[1:])
                 joined.setdefault(key, np.zeros(shape, values.dtype))[own_N] = values
         return joined
-
-
-def _fingerprint(sources: Mapping[str, TextRows]) -> str:
-    known = {name: of.fingerprint for name, of in sources.items()}
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

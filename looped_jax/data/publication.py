@@ -4,8 +4,6 @@ The manifest is copied last, so a folder of the bucket that has one is whole. Wh
 was claimed before (data/claim.py): an object of a shard's name and size is that shard.
 """
 
-import hashlib
-
 from etils import epath
 
 from looped_jax.data.files import sizes_in, write_whole
@@ -17,8 +15,7 @@ from looped_jax.storage import buckets, cache
 
 def made_at(output: epath.Path) -> epath.Path:
     """Where on this disk the content of a bucket's folder is made."""
-    name = hashlib.sha256(str(output).encode()).hexdigest()[:16]
-    return cache.folder() / "prepared" / name
+    return cache.place_of("prepared", output)
 
 
 def publish(manifest: Manifest, output: epath.Path) -> None:

@@ -110,10 +110,6 @@ class _Backend(backend._FileSystemSpecBackend):
         reader = io.BufferedReader(_Reader(super().open(path, "rb"), os.fspath(path)), _CHUNK)
         return reader if "b" in mode else io.TextIOWrapper(reader, "utf-8")
 
-    def isdir(self, path: Any) -> bool:
-        """Whether anything is in it; an object may have its name as well."""
-        return bool(self.fs(path).isdir(path))
-
     def listdir(self, path: Any) -> list[str]:
         names = super().listdir(path)
         return [name for name in names if name]  # "": some programs write an object for a folder.

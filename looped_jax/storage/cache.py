@@ -25,6 +25,11 @@ def folder() -> epath.Path:
     return epath.Path(os.path.expanduser(os.environ.get(VARIABLE) or default))
 
 
+def place_of(kind: str, address: epath.Path) -> epath.Path:
+    """The folder here of what is made for one in a bucket."""
+    return folder() / kind / hashlib.sha256(str(address).encode()).hexdigest()[:16]
+
+
 def local_copy(path: epath.Path, size: int, sha256: str) -> epath.Path:
     """A file of known content, on a disk: itself, or its copy, made now if there is none.
 
@@ -57,11 +62,9 @@ def _fetch(path: epath.Path, copy: epath.Path, size: int, sha256: str) -> None:
     if shutil.disk_usage(copy.parent).free < size:
         raise OSError(28, f"it has {size:,} bytes, more than are free")
     buckets.download(path, partial)
-    digest = hashlib.sha256()
     with partial.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    if digest.hexdigest() != sha256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
         partial.unlink()
         raise RunError(
             f"{path} is not of the content that its manifest says (sha256 {sha256[:12]}…): it was "

@@ -1,6 +1,5 @@
 """Checkpoints in a bucket that Orbax does not write in (s3://): saved on this disk, then copied."""
 
-import hashlib
 import shutil
 import threading
 from collections.abc import Callable
@@ -23,12 +22,11 @@ class Uploads:
     one at a time and beside the training, and keeps the newest few there."""
 
     def __init__(self, directory: epath.Path, keep: int):
-        name = hashlib.sha256(str(directory).encode()).hexdigest()[:16]
         self._directory = directory
         self._keep = keep
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        self.local = cache.folder() / "uploads" / name
+        self.local = cache.place_of("uploads", directory)
         # Of a process that was killed: what of it was whole is in the bucket, or made again.
         shutil.rmtree(self.local, ignore_errors=True)
         self.local.mkdir(parents=True)
