@@ -155,6 +155,13 @@ def in_bucket(path: Any) -> bool:
     return os.fspath(path).startswith(("gs://", "s3://"))
 
 
+def get(path: epath.Path) -> bytes:
+    """An object by one request: a file that is opened fails where it is replaced meanwhile."""
+    address = os.fspath(path)
+    with _as_bucket_error(address):
+        return bytes(file_system(address).cat_file(address))
+
+
 def put(path: epath.Path, content: bytes) -> None:
     """Writes an object whole; a kill at any moment leaves the old one or the new one."""
     address = os.fspath(path)

@@ -130,7 +130,7 @@ class Lease:
 def read(path: epath.Path) -> dict[str, Any] | None:
     """What a lease says of its holder; None if there is none, or it was cut off."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(buckets.get(path) if buckets.in_bucket(path) else path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
     return content if isinstance(content, dict) else None
